@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# The helpers that every folder's CMakeLists.txt is written with.
+
+add_library(sinkscope_options INTERFACE)
+target_include_directories(sinkscope_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
+target_compile_options(sinkscope_options INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual
+  $<$<BOOL:${SINKSCOPE_WERROR}>:-Werror>)
+
+# sinkscope_add_library(NAME SOURCES ... [LINKS ...]): a static library of one folder, linked as sinkscope::NAME.
+function(sinkscope_add_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  add_library(sinkscope_${name} STATIC ${ARG_SOURCES})
+  add_library(sinkscope::${name} ALIAS sinkscope_${name})
+  target_link_libraries(sinkscope_${name} PUBLIC ${ARG_LINKS} PRIVATE sinkscope_options)
+  target_include_directories(sinkscope_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+endfunction()
+
+# sinkscope_add_test(FOLDER/NAME_test LINKS ... [LABELS ...] [TIMEOUT s]): one test program from FOLDER/NAME_test.cpp,
+# run from the source folder.
+function(sinkscope_add_test path)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LINKS;LABELS" ${ARGN})
+  string(REPLACE "/" "_" target ${path})
+  add_executable(${target} ${path}.cpp)
+  target_link_libraries(${target} PRIVATE ${ARG_LINKS} sinkscope_options GTest::gtest_main)
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${path} COMMAND ${target} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${path} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+endfunction()

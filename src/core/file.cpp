@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/core/file.hpp"
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fmt/format.h"
+
+#include "src/core/error.hpp"
+
+namespace sinkscope {
+namespace {
+
+// What the signal handler removes: it may touch only fixed memory and async-signal-safe calls.
+struct PendingSlot {
+  std::atomic<bool> used = false;
+  std::array<char, 4096> path{};
+};
+std::array<PendingSlot, 16> pending_slots;
+
+int take_slot(const std::string& path) {
+  for (std::size_t i = 0; i < pending_slots.size(); ++i) {
+    if (pending_slots[i].used) continue;
+    if (path.size() >= pending_slots[i].path.size())
+      throw InputError(fmt::format("the path {} is too long", path));
+    std::memcpy(pending_slots[i].path.data(), path.c_str(), path.size() + 1);
+    pending_slots[i].used = true;
+    return static_cast<int>(i);
+  }
+  throw std::logic_error("more than 16 files are being written at once");
+}
+
+void remove_pending_and_exit(int signal) {
+  for (PendingSlot& slot : pending_slots) {
+    if (slot.used) ::unlink(slot.path.data());
+  }
+  ::_exit(128 + signal);
+}
+
+void sync_path(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC);
+  if (fd < 0) return;
+  const int failed = ::fsync(fd);
+  const int reason = errno;
+  ::close(fd);
+  // Some file systems cannot sync a folder; that is not the file's loss.
+  if (failed != 0 && reason != EINVAL) {
+    throw EnvironmentError(fmt::format("{} could not be written to disk: {}", path, std::strerror(reason)));
+  }
+}
+
+}  // namespace
+
+PendingFile::PendingFile(std::string final_path, bool overwrite)
+    : final_path_(std::move(final_path)),
+      temporary_path_(fmt::format("{}.partial-{}", final_path_, ::getpid())) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(final_path_, ignored)) {
+    throw InputError(fmt::format("{} is a folder, wanted a file name", final_path_));
+  }
+  if (!overwrite && std::filesystem::exists(final_path_, ignored)) {
+    throw InputError(fmt::format("{} exists already; --overwrite replaces it", final_path_));
+  }
+  slot_ = take_slot(temporary_path_);
+  const int fd = ::open(temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) {
+    const int reason = errno;
+    pending_slots[static_cast<std::size_t>(slot_)].used = false;
+    throw EnvironmentError(fmt::format("{} cannot be written: {}", final_path_, std::strerror(reason)));
+  }
+  ::close(fd);
+}
+
+PendingFile::~PendingFile() {
+  if (!committed_) ::unlink(temporary_path_.c_str());
+  pending_slots[static_cast<std::size_t>(slot_)].used = false;
+}
+
+void PendingFile::commit() {
+  sync_path(temporary_path_, O_RDONLY);
+  if (::rename(temporary_path_.c_str(), final_path_.c_str()) != 0) {
+    throw EnvironmentError(
+        fmt::format("{} could not be put in place: {}", final_path_, std::strerror(errno)));
+  }
+  committed_ = true;
+  const std::string folder = std::filesystem::path(final_path_).parent_path().string();
+  sync_path(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+}
+
+void write_file(const std::string& path, std::string_view text, bool overwrite) {
+  PendingFile file(path, overwrite);
+  std::ofstream stream(file.temporary_path(), std::ios::binary);
+  stream.write(text.data(), static_cast<std::streamsize>(text.size()));
+  stream.close();
+  if (!stream) throw EnvironmentError(fmt::format("{} could not be written: {}", path, std::strerror(errno)));
+  file.commit();
+}
+
+std::string read_file(const std::string& path, std::string_view what) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    throw InputError(fmt::format("{} {} is a folder, wanted a file", what, path));
+  }
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw InputError(fmt::format("{} {} cannot be read: {}", what, path, std::strerror(errno)));
+  std::ostringstream text;
+  text << stream.rdbuf();
+  return text.str();
+}
+
+void install_interrupt_handler() {
+  struct sigaction action {};
+  action.sa_handler = remove_pending_and_exit;
+  sigemptyset(&action.sa_mask);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+}
+
+}  // namespace sinkscope

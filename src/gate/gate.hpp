@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gate: limits from a TOML file, and what they make of the metrics. Checks are written so that NaN fails.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/core/error.hpp"
+#include "src/diff/diff.hpp"
+
+namespace sinkscope {
+
+// An infinite limit is not checked.
+struct Limits {
+  double z_rms;
+  double z_row;
+  double z_max;
+};
+
+// One table of limits per format: elements of out dq dk dv, then lse, then the one number of dsinks (|z|).
+struct FormatLimits {
+  Limits tensors;
+  Limits lse;
+  double dsinks;
+};
+
+struct Gate {
+  std::string name;                       // file stem
+  std::map<DType, FormatLimits> formats;  // bf16, fp16, fp32
+  double bias_significance = 1e-3;        // family-wise, two-sided, Bonferroni over the heads of a tensor
+  double bias_share = 0.1;                // and |sum e r| must exceed this share of sum |e r|
+  std::vector<std::string> judged;        // names; "recorded.*" stands for every recorded path
+  std::vector<std::string> observed;
+};
+
+// Throws InputError naming the file, the key, the value seen and the value wanted; unknown keys are errors.
+Gate read_gate(const std::string& path);
+Gate parse_gate(std::string_view toml, const std::string& name);
+
+// The resolved gate as TOML: parse_gate(to_toml(g), g.name) equals g.
+std::string to_toml(const Gate& gate);
+
+// `--judge NAME,...`: exactly these are judged, everything else is observed.
+void judge_only(Gate& gate, const std::vector<std::string>& names);
+
+// Is this path's verdict part of the exit code? recorded.NAME is observed where NAME is. A planted fault is
+// judged as the path that it wraps.
+bool is_judged(const Gate& gate, std::string_view path);
+
+enum class Verdict { kPassed, kFailed, kMistrusted, kInconclusive, kSkipped, kError };
+std::string_view text(Verdict verdict);
+Verdict verdict_from_text(std::string_view text);  // throws InputError
+
+// One row of /verdicts: what came of one tensor of one path, and the head that decided it: the worst by
+// value/limit.
+struct VerdictRow {
+  std::string problem;  // the case's name
+  std::string path;
+  std::string tensor;  // "" when the whole path was skipped or broke
+  Verdict verdict = Verdict::kPassed;
+  bool judged = true;
+  std::string
+      metric;  // the statistic nearest to or farthest over its limit: "z_rms", "nonfinite", "bias", ...
+  std::int64_t batch = -1, head = -1;
+  std::int64_t row = -1, column = -1;
+  double value = 0;
+  double limit = 0;
+  std::int64_t failed_heads = 0;
+  std::string reason;  // for everything but passed and failed: one sentence
+  std::string repro;   // the command that reproduces it
+};
+
+// Judges one tensor. Fills every field but problem, path, judged and repro.
+VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics);
+
+// The exit code of a run: judged rows only; kEnvironment when nothing was left to judge.
+ExitCode exit_code(const std::vector<VerdictRow>& rows);
+
+}  // namespace sinkscope

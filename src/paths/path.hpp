@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// A path: one way of computing attention that is judged or observed. The table of paths is explicit
+// (table.cpp).
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/inputs/case.hpp"
+
+namespace sinkscope {
+
+struct PathOptions {
+  int threads = 0;  // 0: all hardware threads
+};
+
+struct PathRun {
+  Outputs outputs;
+  std::string backend;  // what really ran: "cpu avx512", "aten::_scaled_dot_product_flash_attention_for_cpu"
+};
+
+struct Path {
+  std::string name;      // as in `--paths` and in the record
+  std::string summary;   // one line for `list paths`
+  std::string backends;  // what it needs, for `info`: "cpu", "libtorch (cpu)"
+  // Why this case cannot be computed here ("needs one document per row, saw 3"), or nothing.
+  std::function<std::optional<std::string>(const Case&)> unsupported;
+  // Computes the outputs that the case's `grads` ask for. Throws std::runtime_error when something breaks.
+  std::function<PathRun(const Case&, const PathOptions&)> run;
+};
+
+// Every computed path, in the order of the design. Paths whose library could not be loaded are there too:
+// their `unsupported` says why.
+const std::vector<Path>& all_paths();
+
+// A computed path, `recorded.NAME` of this case, or `fault:NAME:PATH`. Throws InputError listing the known
+// names.
+Path find_path(std::string_view name, const Case& c);
+
+}  // namespace sinkscope
