@@ -5,6 +5,7 @@ add_library(sinkscope_options INTERFACE)
 target_include_directories(sinkscope_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 target_compile_options(sinkscope_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual
+  -Wno-missing-field-initializers  # members left out of a designated initialiser keep their defaults
   $<$<BOOL:${SINKSCOPE_WERROR}>:-Werror>)
 
 # sinkscope_add_library(NAME SOURCES ... [LINKS ...]): a static library of one folder, linked as sinkscope::NAME.

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reference/head.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace reference {
+namespace {
+
+using Vector = Eigen::VectorXd;
+
+constexpr std::int64_t kRowBlock = 128;  // rows of a strip
+constexpr std::int64_t kKeyTile = 512;   // keys of a tile: its temporaries stay in the second-level cache
+constexpr double kFp32Roundoff = 0x1p-24;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// log(exp(a) + exp(b)) with the larger as pivot, for any a and b that are not NaN.
+double log_add_exp(double a, double b) {
+  const double high = std::max(a, b);
+  if (std::isinf(high)) return high;
+  return high + std::log1p(std::exp(std::min(a, b) - high));
+}
+
+double square(double x) {
+  return x * x;
+}
+
+}  // namespace
+
+std::int64_t Span::end_key(std::int64_t row) const {
+  return causal ? std::clamp<std::int64_t>(row + keys - rows + 1, 0, keys) : keys;
+}
+
+std::int64_t Span::first_key(std::int64_t row) const {
+  return window > 0 ? std::clamp<std::int64_t>(row + keys - rows + 1 - window, 0, keys) : 0;
+}
+
+// Rows [row, row + m) and the keys [key, key + n) that at least one of them sees. Columns of the strips count
+// from `key`.
+struct HeadWorker::Block {
+  std::int64_t row, m, key, n;
+
+  Block(const Span& span, std::int64_t first_row)
+      : row(first_row),
+        m(std::min(kRowBlock, span.rows - first_row)),
+        key(span.first_key(row)),
+        n(std::max<std::int64_t>(0, span.end_key(row + m - 1) - key)) {}
+
+  // Columns of the strip that row i of the block sees.
+  std::int64_t first(const Span& span, std::int64_t i) const {
+    return std::min(span.first_key(row + i) - key, n);
+  }
+  std::int64_t count(const Span& span, std::int64_t i) const {
+    return std::max<std::int64_t>(0, std::min(span.end_key(row + i) - key, n) - first(span, i));
+  }
+
+  ConstMatrixMap rows_of(const double* tensor, std::int64_t d) const { return {tensor + row * d, m, d}; }
+  MatrixMap rows_of(double* tensor, std::int64_t d) const { return {tensor + row * d, m, d}; }
+};
+
+void HeadWorker::run(const HeadView& head, HeadSums& sums) {
+  if (sigma_) {
+    k2_ = ConstMatrixMap(head.k, head.span.keys, head.d).array().square().matrix();
+    v2_ = ConstMatrixMap(head.v, head.span.keys, head.d).array().square().matrix();
+  }
+  for (std::int64_t row = 0; row < head.span.rows; row += kRowBlock) {
+    const Block block(head.span, row);
+    p_.setZero(block.m, block.n);
+    forward(head, block);
+    if (head.dout != nullptr) backward(head, block, sums);
+    if (sigma_) sigma_of_block(head, block, sums);
+  }
+}
+
+// Eq. 1 to 6: logits, LSE, P, p, O; the entropy; sigma_LSE (Eq. 19).
+void HeadWorker::forward(const HeadView& head, const Block& block) {
+  const auto q = block.rows_of(head.q, head.d);
+  for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+    const std::int64_t n = std::min(kKeyTile, block.n - tile);
+    const ConstMatrixMap k(head.k + (block.key + tile) * head.d, n, head.d);
+    p_.middleCols(tile, n).noalias() = head.scale * (q * k.transpose());
+  }
+  if (sigma_) {
+    // Eq. 18: the fp32 part of a logit.
+    tau2_.resize(block.m, block.n);
+    const Matrix q2 = q.array().square().matrix() * (square(head.scale) * static_cast<double>(head.d) / 16);
+    for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+      const std::int64_t n = std::min(kKeyTile, block.n - tile);
+      tau2_.middleCols(tile, n).noalias() = q2 * k2_.middleRows(block.key + tile, n).transpose();
+    }
+    tau2_.array() += p_.array().square();
+  }
+
+  Vector exponentials(block.n);
+  for (std::int64_t i = 0; i < block.m; ++i) {
+    const std::int64_t first = block.first(head.span, i);
+    const std::int64_t count = block.count(head.span, i);
+    auto logits = p_.row(i).segment(first, count).transpose().array();
+    double keys_lse = -kInfinity;
+    double high = 0;
+    if (count > 0) {
+      high = logits.maxCoeff();
+      exponentials.head(count) = (logits - high).exp();
+      keys_lse = high + std::log(exponentials.head(count).sum());
+    }
+    const double lse = log_add_exp(keys_lse, head.sink);
+    const double p_sink = head.sink == -kInfinity ? 0 : head.sink == lse ? 1 : std::exp(head.sink - lse);
+    double entropy = p_sink > 0 && p_sink < 1 ? -p_sink * (head.sink - lse) : 0;
+    if (count > 0) {
+      const double factor = std::exp(high - lse);
+      const double weighted = factor * exponentials.head(count).matrix().dot(logits.matrix());
+      if (factor > 0) entropy += factor * exponentials.head(count).sum() * lse - weighted;
+      p_.row(i).head(first).setZero();
+      p_.row(i).tail(block.n - first - count).setZero();
+      logits = factor * exponentials.head(count).array();
+    } else {
+      p_.row(i).setZero();
+    }
+    const std::int64_t row = block.row + i;
+    head.lse[row] = lse;
+    head.p_sink[row] = p_sink;
+    head.entropy[row] = std::max(0.0, entropy);
+    if (sigma_) {
+      const double sum = (p_.row(i).array().square() * tau2_.row(i).array()).sum();
+      head.sigma_lse[row] = std::isfinite(lse) ? std::sqrt(square(lse) + 1 + sum) : 0;
+    }
+  }
+  const ConstMatrixMap v(head.v + block.key * head.d, block.n, head.d);
+  block.rows_of(head.out, head.d).noalias() = p_ * v;
+}
+
+// Eq. 7 to 13: Delta, dP, dS, dQ, dK, dV, dsink; sigma_Delta and sigma_dsink (Eq. 15 and 20) on the way.
+void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& sums) {
+  const auto q = block.rows_of(head.q, head.d);
+  const auto dout = block.rows_of(head.dout, head.d);
+  const auto out = block.rows_of(static_cast<const double*>(head.out), head.d);
+  const ConstMatrixMap k(head.k + block.key * head.d, block.n, head.d);
+  const ConstMatrixMap v(head.v + block.key * head.d, block.n, head.d);
+  const Vector delta = (dout.array() * out.array()).rowwise().sum();
+
+  dp_.resize(block.m, block.n);
+  for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+    const std::int64_t n = std::min(kKeyTile, block.n - tile);
+    dp_.middleCols(tile, n).noalias() = dout * v.middleRows(tile, n).transpose();
+  }
+
+  for (std::int64_t i = 0; i < block.m; ++i) {
+    const std::int64_t row = block.row + i;
+    const double shift = (head.dlse != nullptr ? head.dlse[row] : 0) - delta(i);
+    const double p_sink = head.p_sink[row];
+    head.delta[row] = delta(i);
+    sums.dsink += p_sink * shift;
+    auto p = p_.row(i).array();
+    auto dp = dp_.row(i).array();
+    if (sigma_) {
+      const double sigma2 =
+          (p * dp).square().sum() + (dout.row(i).array() * out.row(i).array()).square().sum();
+      head.sigma_delta[row] = std::sqrt(sigma2);
+      const double term = p_sink * shift;
+      const double lse = std::isfinite(head.lse[row]) ? head.lse[row] : 0;
+      const double fp32 = square(term) * (1 + square(lse) + static_cast<double>(head.span.rows) / 16);
+      sums.sigma2_dsink += square(p_sink) * sigma2 + square(kFp32Roundoff / rounding_.unit_roundoff) * fp32;
+    }
+    dp = p * (dp + shift);
+  }
+
+  MatrixMap dq = block.rows_of(head.dq, head.d);
+  dq.setZero();
+  for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+    const std::int64_t n = std::min(kKeyTile, block.n - tile);
+    const std::int64_t key = block.key + tile;
+    const auto p = p_.middleCols(tile, n);
+    const auto ds = dp_.middleCols(tile, n);
+    MatrixMap(sums.dv + key * head.d, n, head.d).noalias() += p.transpose() * dout;
+    MatrixMap(sums.dk + key * head.d, n, head.d).noalias() += head.scale * (ds.transpose() * q);
+    dq.noalias() += head.scale * (ds * k.middleRows(tile, n));
+  }
+}
+
+// Eq. 14, 16, 17: sigma of out, dq, dk, dv. tau2_ becomes the factor of Eq. 18 on the way.
+void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSums& sums) {
+  const double rho2 = square(kFp32Roundoff / rounding_.unit_roundoff);
+  const double eta2 = square(rounding_.underflow / rounding_.unit_roundoff);
+  const std::int64_t d = head.d;
+  const bool with_backward = head.dout != nullptr;
+  const auto out = block.rows_of(static_cast<const double*>(head.out), d);
+  Matrix sigma2_out = out.array().square().matrix();
+  Matrix sigma2_dq = Matrix::Zero(block.m, d);
+  Matrix pk = Matrix::Zero(block.m, d);
+  Matrix q2, dout2, delta2_q2;
+  if (with_backward) {
+    q2 = block.rows_of(head.q, d).array().square().matrix() * square(head.scale);
+    dout2 = block.rows_of(head.dout, d).array().square().matrix();
+    const Eigen::Map<const Vector> sigma_delta(head.sigma_delta + block.row, block.m);
+    delta2_q2 = sigma_delta.array().square().matrix().asDiagonal() * q2;
+  }
+
+  Matrix p2, ds2, plain_p2;
+  for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+    const std::int64_t n = std::min(kKeyTile, block.n - tile);
+    const std::int64_t key = block.key + tile;
+    p2.setZero(block.m, n);
+    ds2.setZero(block.m, n);
+    plain_p2 = p_.middleCols(tile, n).array().square().matrix();
+    for (std::int64_t i = 0; i < block.m; ++i) {
+      const std::int64_t row_first = block.first(head.span, i);
+      const std::int64_t first = std::max<std::int64_t>(row_first, tile);
+      const std::int64_t count = std::min(row_first + block.count(head.span, i), tile + n) - first;
+      const double lse = head.lse[block.row + i];
+      if (count <= 0 || !std::isfinite(lse)) continue;
+      const double row_term = 1 + rho2 * (square(lse) + static_cast<double>(block.count(head.span, i)) / 16);
+      const auto factor = row_term + rho2 * tau2_.row(i).segment(first, count).array();
+      p2.row(i).segment(first - tile, count) =
+          plain_p2.row(i).segment(first - tile, count).array() * factor + eta2;
+      if (with_backward) {
+        ds2.row(i).segment(first - tile, count) =
+            dp_.row(i).segment(first, count).array().square() * factor + eta2;
+      }
+    }
+    sigma2_out.noalias() += p2 * v2_.middleRows(key, n);
+    if (!with_backward) continue;
+    sigma2_dq.noalias() += ds2 * k2_.middleRows(key, n);
+    pk.noalias() += p_.middleCols(tile, n) * ConstMatrixMap(head.k + key * d, n, d);
+    MatrixMap sigma2_dk(sums.sigma2_dk + key * d, n, d);
+    sigma2_dk.noalias() += ds2.transpose() * q2;
+    sigma2_dk.noalias() += plain_p2.transpose() * delta2_q2;
+    MatrixMap(sums.sigma2_dv + key * d, n, d).noalias() += p2.transpose() * dout2;
+  }
+
+  block.rows_of(head.sigma_out, d) = (sigma2_out.array() + eta2).sqrt();
+  if (!with_backward) return;
+  const Eigen::Map<const Vector> sigma_delta(head.sigma_delta + block.row, block.m);
+  const auto from_delta =
+      (sigma_delta.array().square().matrix().asDiagonal() * pk.array().square().matrix()).array();
+  const auto dq = block.rows_of(static_cast<const double*>(head.dq), d).array();
+  block.rows_of(head.sigma_dq, d) =
+      (square(head.scale) * (sigma2_dq.array() + from_delta) + dq.square() + eta2).sqrt();
+}
+
+}  // namespace reference
