@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A case: one problem with its input tensors in memory, however they came there.
+// (make_case in src/capture/capture.hpp makes one from any problem line.)
 #pragma once
 
 #include <array>
@@ -44,9 +45,6 @@ struct Case {
 // Generates the inputs of a problem line (not of a capture): rounded to their format, independent of the
 // order and the number of threads.
 Case generate_case(const Problem& problem, std::string name, int threads = 0);
-
-// Loads the capture or generates the inputs.
-Case make_case(const Problem& problem, std::string name, int threads = 0);
 
 // sha256 over names, formats, shapes and bytes of the inputs.
 std::string inputs_sha256(const Case& c);
