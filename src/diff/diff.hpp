@@ -49,9 +49,10 @@ struct HeadMetrics {
   double bias_share = 0;  // |sum err ref| / sum |err ref|
   double fa_ratio =
       0;  // max |err| over flash-attention's allowance (2 max |eager err| + 2 max |ref + .3 - .3 - ref|)
-  double eager_ratio = 0;  // rel_l2 over eager's rel_l2 (0 without an eager run)
-  bool all_zero = false;   // got is zero everywhere while ref is not
-  bool repeatable = true;  // bitwise equal over the repeats
+  double eager_ratio = 0;     // rel_l2 over eager's rel_l2 (0 without an eager run)
+  bool all_zero = false;      // got is zero everywhere while ref is not
+  bool ref_all_zero = false;  // ref is zero everywhere: the head could hardly have failed
+  bool repeatable = true;     // bitwise equal over the repeats
   std::array<float, kProfileBins> profile{};
 };
 
@@ -83,12 +84,14 @@ HeadFacts head_facts(const Case& c, const Truth& truth);
 // Marks, in metrics of the first run, the heads whose bits differ in a later run of the same path.
 void mark_unrepeatable(TensorMetrics& metrics, const Tensor& first, const Tensor& again);
 
-// One line per statistic: how it is called in a record and in `list metrics`, and how it is read out.
+// One line per statistic: how it is called in a record and in `list metrics`, how it is read out and put
+// back. Together they hold every member but the profile.
 struct MetricInfo {
   std::string_view name;
   std::string_view unit;
   std::string_view meaning;
   double (*value)(const HeadMetrics&);
+  void (*assign)(HeadMetrics&, double);
 };
 std::span<const MetricInfo> all_metrics();
 
