@@ -19,6 +19,7 @@ struct Limits {
   double z_rms;
   double z_row;
   double z_max;
+  bool operator==(const Limits&) const = default;
 };
 
 // One table of limits per format: elements of out dq dk dv, then lse, then the one number of dsinks (|z|).
@@ -26,13 +27,16 @@ struct FormatLimits {
   Limits tensors;
   Limits lse;
   double dsinks;
+  bool operator==(const FormatLimits&) const = default;
 };
 
 struct Gate {
+  bool operator==(const Gate&) const = default;
   std::string name;                       // file stem
   std::map<DType, FormatLimits> formats;  // bf16, fp16, fp32
   double bias_significance = 1e-3;        // family-wise, two-sided, Bonferroni over the heads of a tensor
   double bias_share = 0.1;                // and |sum e r| must exceed this share of sum |e r|
+  bool repeatable = true;                 // every repeat must give the same bits
   std::vector<std::string> judged;        // names; "recorded.*" stands for every recorded path
   std::vector<std::string> observed;
 };

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "fmt/format.h"
+
+#include "src/gate/gate.hpp"
+#include "src/gate/student.hpp"
+
+namespace sinkscope {
+namespace {
+
+constexpr std::array<std::string_view, 6> kVerdictNames = {"passed",       "failed",  "mistrusted",
+                                                           "inconclusive", "skipped", "error"};
+constexpr double kBiasDegrees = 15;
+constexpr std::string_view kRecordedPrefix = "recorded.";
+constexpr std::string_view kFaultPrefix = "fault:";
+
+// One check of one head: passed when value <= limit, so that NaN fails.
+struct Check {
+  std::string_view metric;
+  double value;
+  double limit;
+  Position at;
+
+  bool passed() const { return value <= limit; }
+  // How near to the limit, or how far over it; NaN is beyond everything.
+  double severity() const {
+    const double ratio = limit > 0 ? value / limit : value > 0 ? std::numeric_limits<double>::infinity() : 0;
+    return passed()            ? ratio
+           : std::isnan(ratio) ? std::numeric_limits<double>::infinity()
+                               : std::max(ratio, 1.0);
+  }
+};
+
+std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics& metrics,
+                             const HeadMetrics& head) {
+  const FormatLimits& format = gate.formats.at(dtype);
+  std::vector<Check> checks;
+  if (metrics.tensor == TensorName::kDsinks) {
+    checks.push_back({"z_max", head.z_max, format.dsinks, {}});
+  } else {
+    const Limits& limits = metrics.tensor == TensorName::kLse ? format.lse : format.tensors;
+    checks.push_back({"z_rms", head.z_rms, limits.z_rms, {}});
+    checks.push_back({"z_row", head.z_row, limits.z_row, {head.z_row_at, -1}});
+    checks.push_back({"z_max", head.z_max, limits.z_max, head.z_max_at});
+  }
+  checks.push_back({"nonfinite", static_cast<double>(head.nonfinite_mismatch), 0, head.nonfinite_at});
+  // The bias fails when it is significant and large: its share is judged only where its t is beyond chance.
+  const double chance =
+      student_two_sided(head.bias_t, kBiasDegrees) * static_cast<double>(metrics.heads.size());
+  if (!(chance >= gate.bias_significance)) checks.push_back({"bias", head.bias_share, gate.bias_share, {}});
+  if (gate.repeatable) checks.push_back({"repeatable", head.repeatable ? 0.0 : 1.0, 0, {}});
+  return checks;
+}
+
+bool contains(const std::vector<std::string>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+}  // namespace
+
+std::string_view text(Verdict verdict) {
+  return kVerdictNames[static_cast<std::size_t>(verdict)];
+}
+
+Verdict verdict_from_text(std::string_view name) {
+  const auto* const found = std::find(kVerdictNames.begin(), kVerdictNames.end(), name);
+  if (found == kVerdictNames.end()) throw InputError(fmt::format("'{}' is not a verdict", name));
+  return static_cast<Verdict>(found - kVerdictNames.begin());
+}
+
+VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
+  VerdictRow row;
+  row.tensor = text(metrics.tensor);
+  double worst = -1;
+  bool could_fail = false;
+  for (std::size_t head = 0; head < metrics.heads.size(); ++head) {
+    bool failed = false;
+    for (const Check& check : checks_of(gate, dtype, metrics, metrics.heads[head])) {
+      failed = failed || !check.passed();
+      const double severity = check.severity();
+      if (!(severity > worst)) continue;
+      worst = severity;
+      row.metric = check.metric;
+      row.value = check.value;
+      row.limit = check.limit;
+      row.batch = static_cast<std::int64_t>(head) / metrics.h;
+      row.head = static_cast<std::int64_t>(head) % metrics.h;
+      row.row = check.at.row;
+      row.column = check.at.column;
+    }
+    row.failed_heads += failed ? 1 : 0;
+    could_fail = could_fail || !metrics.heads[head].ref_all_zero;
+  }
+  if (row.failed_heads > 0) {
+    row.verdict = Verdict::kFailed;
+  } else if (!could_fail) {
+    row.verdict = Verdict::kMistrusted;
+    row.reason = "the truth is zero everywhere: a tensor of zeros would have passed";
+  }
+  return row;
+}
+
+void judge_only(Gate& gate, const std::vector<std::string>& names) {
+  gate.judged = names;
+  gate.observed = {"*"};
+}
+
+bool is_judged(const Gate& gate, std::string_view path) {
+  if (contains(gate.judged, path)) return true;
+  if (contains(gate.observed, path)) return false;
+  if (path.starts_with(kFaultPrefix)) {
+    const std::size_t colon = path.find(':', kFaultPrefix.size());
+    return colon != std::string_view::npos && is_judged(gate, path.substr(colon + 1));
+  }
+  if (path.starts_with(kRecordedPrefix)) {
+    if (contains(gate.observed, path.substr(kRecordedPrefix.size()))) return false;
+    if (contains(gate.judged, "recorded.*")) return true;
+  }
+  return !contains(gate.observed, "*");
+}
+
+ExitCode exit_code(const std::vector<VerdictRow>& rows) {
+  bool failed = false, inconclusive = false, broken = false, anything = false;
+  for (const VerdictRow& row : rows) {
+    if (!row.judged || row.verdict == Verdict::kSkipped) continue;
+    anything = true;
+    broken = broken || row.verdict == Verdict::kError;
+    failed = failed || row.verdict == Verdict::kFailed;
+    inconclusive =
+        inconclusive || row.verdict == Verdict::kInconclusive || row.verdict == Verdict::kMistrusted;
+  }
+  if (broken) return ExitCode::kInternal;
+  if (!anything) return ExitCode::kEnvironment;
+  if (failed) return ExitCode::kFailed;
+  return inconclusive ? ExitCode::kInconclusive : ExitCode::kPassed;
+}
+
+}  // namespace sinkscope
