@@ -6,6 +6,7 @@ target_include_directories(sinkscope_options INTERFACE ${PROJECT_SOURCE_DIR} ${P
 target_compile_options(sinkscope_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual
   -Wno-missing-field-initializers  # members left out of a designated initialiser keep their defaults
+  -Wno-restrict  # gcc 12 sees overlaps in std::string + that are not there (GCC bug 105651)
   $<$<BOOL:${SINKSCOPE_WERROR}>:-Werror>)
 
 # sinkscope_add_library(NAME SOURCES ... [LINKS ...]): a static library of one folder, linked as sinkscope::NAME.

@@ -112,6 +112,7 @@ class Computation {
 
  private:
   static constexpr std::int64_t kLeastItems = 16;
+  static constexpr double kFp32Underflow = 0x1p-126;
 
   void allocate() {
     const auto rows = static_cast<std::size_t>(p_.b * p_.hq * p_.sq);
@@ -227,6 +228,7 @@ class Computation {
       result_.value.dsinks[static_cast<std::size_t>(h)] = dsink;
       if (!options_.sigma) continue;
       sigma2 += dsink * dsink * (rounding_.dsinks_in_16_bits ? 1 : rho * rho);
+      sigma2 += std::pow(kFp32Underflow / rounding_.unit_roundoff, 2);
       result_.sigma.dsinks[static_cast<std::size_t>(h)] = std::sqrt(sigma2);
     }
   }

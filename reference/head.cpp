@@ -145,6 +145,7 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
     dp_.middleCols(tile, n).noalias() = dout * v.middleRows(tile, n).transpose();
   }
 
+  const double eta2 = square(rounding_.underflow / rounding_.unit_roundoff);
   for (std::int64_t i = 0; i < block.m; ++i) {
     const std::int64_t row = block.row + i;
     const double shift = (head.dlse != nullptr ? head.dlse[row] : 0) - delta(i);
@@ -154,8 +155,9 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
     auto p = p_.row(i).array();
     auto dp = dp_.row(i).array();
     if (sigma_) {
-      const double sigma2 =
-          (p * dp).square().sum() + (dout.row(i).array() * out.row(i).array()).square().sum();
+      const auto visible_dp = dp.segment(block.first(head.span, i), block.count(head.span, i));
+      const double sigma2 = (p * dp).square().sum() + eta2 * visible_dp.square().sum() +
+                            (dout.row(i).array().square() * (out.row(i).array().square() + eta2)).sum();
       head.sigma_delta[row] = std::sqrt(sigma2);
       const double term = p_sink * shift;
       const double lse = std::isfinite(head.lse[row]) ? head.lse[row] : 0;
