@@ -4,6 +4,7 @@
 // other libraries. No torch header is included here.
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -11,16 +12,36 @@
 
 namespace sinkscope {
 
+// The paths that the module brings, known without loading it.
+struct TorchPathName {
+  const char* name;
+  const char* summary;
+};
+inline constexpr std::array kTorchPathNames = {
+    TorchPathName{"flash_attention_2", "ATen's flash attention, which ignores the sink"},
+    TorchPathName{"flash_attention_2_sink",
+                  "the same made exact: the backward gets the sink-corrected out and LSE"},
+    TorchPathName{"flash_attention_2_rescaled",
+                  "out times sigmoid(lse - s) through autograd, which drops the gradient of the LSE"},
+    TorchPathName{"eager", "transformers' GPT-OSS eager, rounding for rounding"},
+    TorchPathName{"eager_fp32", "the same with the softmax in fp32"},
+};
+
+// What the module's entry point fills in.
 struct TorchModule {
   std::vector<Path> paths;  // empty when it could not be loaded
   std::string version;      // "2.11.0", or empty
   std::string unavailable;  // why it could not be loaded, or empty
-  // Seconds of one forward+backward of float64 eager attention through autograd (for `bench reference`); null
-  // when unavailable.
-  double (*time_float64_eager)(const Case& c, int threads) = nullptr;
+  // Seconds of one forward and backward of eager attention with a sink in float64 through autograd, for
+  // `bench reference`; null when unavailable.
+  double (*seconds_of_float64_eager)(const Case& c, int threads) = nullptr;
 };
 
-// Looks in SINKSCOPE_TORCH_MODULE, beside the executable, then in ../lib/sinkscope.
+// Looks for the module at SINKSCOPE_TORCH_MODULE, beside the executable, then in ../lib/sinkscope. Loads it
+// once.
 const TorchModule& torch_module();
+
+// Has torch_module() been called? (A report names the torch version only where torch took part.)
+bool torch_module_loaded();
 
 }  // namespace sinkscope

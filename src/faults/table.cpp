@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "fmt/format.h"
+#include "fmt/ranges.h"
+
+#include "src/core/error.hpp"
+#include "src/faults/fault.hpp"
+
+namespace sinkscope {
+namespace {
+
+using Unsupported = std::function<std::optional<std::string>(const Case&)>;
+using Run = std::function<PathRun(const Path& healthy, const Case& c, const PathOptions& options)>;
+
+// A healthy path with a mistake around it, named fault:NAME:PATH.
+Path wrap(const Path& healthy, const char* name, Unsupported invisible, Run run) {
+  Path path = healthy;
+  path.name = fmt::format("fault:{}:{}", name, healthy.name);
+  path.unsupported = [healthy, invisible = std::move(invisible)](const Case& c) {
+    std::optional<std::string> reason = healthy.unsupported(c);
+    return reason ? reason : invisible(c);
+  };
+  path.run = [healthy, run = std::move(run)](const Case& c, const PathOptions& options) {
+    return run(healthy, c, options);
+  };
+  return path;
+}
+
+std::optional<std::string> needs_sinks(const Case& c) {
+  if (c.sinks.given()) return std::nullopt;
+  return "the mistake needs a sink, the case has none";
+}
+
+Path sink_ignored(const Path& healthy) {
+  return wrap(healthy, "sink_ignored", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case sinkless = c;
+                sinkless.sinks = {};
+                return path.run(sinkless, options);
+              });
+}
+
+Path sink_permuted(const Path& healthy) {
+  const auto invisible = [](const Case& c) -> std::optional<std::string> {
+    if (!c.sinks.given() || c.problem.shape.hq < 2) return "the mistake needs sinks of two heads";
+    return std::nullopt;
+  };
+  return wrap(healthy, "sink_permuted", invisible,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case permuted = c;
+                const std::int64_t heads = c.sinks.size();
+                for (std::int64_t h = 0; h < heads; ++h) permuted.sinks.set(h, c.sinks.at((h + 1) % heads));
+                PathRun run = path.run(permuted, options);
+                // The gradient goes back to the sink that was taken.
+                if (run.outputs.dsinks.given()) {
+                  const Tensor taken = run.outputs.dsinks;
+                  for (std::int64_t h = 0; h < heads; ++h)
+                    run.outputs.dsinks.set((h + 1) % heads, taken.at(h));
+                }
+                return run;
+              });
+}
+
+// The head whose dq is quietest: the hardest to miss.
+std::int64_t quietest_head(const Tensor& tensor) {
+  const std::int64_t heads = tensor.shape()[0] * tensor.shape()[1];
+  const std::int64_t per_head = tensor.size() / heads;
+  std::vector<double> values(static_cast<std::size_t>(per_head));
+  std::int64_t quietest = 0;
+  double least = INFINITY;
+  for (std::int64_t head = 0; head < heads; ++head) {
+    tensor.widen(head * per_head, values);
+    double norm2 = 0;
+    for (const double value : values) norm2 += value * value;
+    if (norm2 > 0 && norm2 < least) {
+      least = norm2;
+      quietest = head;
+    }
+  }
+  return quietest;
+}
+
+std::optional<std::string> needs_dq(const Case& c) {
+  if (c.dout.given() && c.problem.grads.q) return std::nullopt;
+  return "the mistake is in dq, the case does not ask for it";
+}
+
+Path dq_head_lost(const Path& healthy) {
+  return wrap(healthy, "dq_head_lost", needs_dq,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                PathRun run = path.run(c, options);
+                Tensor& dq = run.outputs.dq;
+                const std::int64_t per_head = dq.size() / (dq.shape()[0] * dq.shape()[1]);
+                const std::int64_t head = quietest_head(dq);
+                for (std::int64_t i = 0; i < per_head; ++i) dq.set(head * per_head + i, 0);
+                return run;
+              });
+}
+
+Path dq_scaled(const Path& healthy) {
+  return wrap(healthy, "dq_scaled", needs_dq,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                PathRun run = path.run(c, options);
+                Tensor& dq = run.outputs.dq;
+                for (std::int64_t i = 0; i < dq.size(); ++i) dq.set(i, 1.05 * dq.at(i));
+                return run;
+              });
+}
+
+Path window_plus_one(const Path& healthy) {
+  const auto invisible = [](const Case& c) -> std::optional<std::string> {
+    const AttentionShape& s = c.problem.shape;
+    if (s.window > 0 && s.window < s.sk) return std::nullopt;
+    return "the mistake needs a window shorter than the keys";
+  };
+  return wrap(healthy, "window_plus_one", invisible,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case wider = c;
+                ++wider.problem.shape.window;
+                return path.run(wider, options);
+              });
+}
+
+// Where the case gives dLSE, it is dropped. Elsewhere: O sigmoid(lse - s) through an autograd that drops the
+// gradient of lse computes dS = P (dP - dO.O / (1 - p)) instead of P (dP - dO.O); a healthy kernel does the
+// same when it is handed dLSE = -Delta p / (1 - p). Only dq and dk move.
+Path dlse_dropped(const Path& healthy) {
+  const auto invisible = [](const Case& c) -> std::optional<std::string> {
+    if (!c.dout.given()) return "the mistake is in the backward, the case has none";
+    if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
+    return std::nullopt;
+  };
+  return wrap(healthy, "dlse_dropped", invisible,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case changed = c;
+                if (c.dlse.given()) {
+                  changed.dlse = {};
+                  return path.run(changed, options);
+                }
+                PathRun run = path.run(c, options);
+                if (!run.outputs.lse.given())
+                  throw std::runtime_error("dlse_dropped wraps only a path that gives an LSE");
+                const AttentionShape& s = c.problem.shape;
+                changed.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
+                std::vector<double> out(static_cast<std::size_t>(s.d)), dout(out.size());
+                for (std::int64_t row = 0; row < changed.dlse.size(); ++row) {
+                  run.outputs.out.widen(row * s.d, out);
+                  c.dout.widen(row * s.d, dout);
+                  double delta = 0;
+                  for (std::size_t i = 0; i < out.size(); ++i) delta += out[i] * dout[i];
+                  const double p = std::exp(c.sinks.at(row / s.sq % s.hq) - run.outputs.lse.at(row));
+                  if (p < 1) changed.dlse.set(row, -delta * p / (1 - p));
+                }
+                const PathRun dropped = path.run(changed, options);
+                run.outputs.dq = dropped.outputs.dq;
+                run.outputs.dk = dropped.outputs.dk;
+                return run;
+              });
+}
+
+Path dsink_missing(const Path& healthy) {
+  return wrap(healthy, "dsink_missing", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                PathRun run = path.run(c, options);
+                for (std::int64_t h = 0; h < run.outputs.dsinks.size(); ++h) run.outputs.dsinks.set(h, 0);
+                return run;
+              });
+}
+
+}  // namespace
+
+const std::vector<Fault>& all_faults() {
+  static const std::vector<Fault> kFaults = {
+      {"sink_ignored", "the sink is left out of the softmax", sink_ignored},
+      {"sink_permuted", "every head takes the next head's sink", sink_permuted},
+      {"dq_head_lost", "dq of the quietest head is zero", dq_head_lost},
+      {"dq_scaled", "dq is 5 % too large", dq_scaled},
+      {"window_plus_one", "every row sees one key too many", window_plus_one},
+      {"dlse_dropped", "the gradient through the LSE is dropped", dlse_dropped},
+      {"dsink_missing", "the sink's gradient is zero", dsink_missing},
+  };
+  return kFaults;
+}
+
+const Fault& find_fault(std::string_view name) {
+  std::vector<std::string_view> known;
+  for (const Fault& fault : all_faults()) {
+    if (fault.name == name) return fault;
+    known.push_back(fault.name);
+  }
+  throw InputError(fmt::format("fault '{}' is not known, wanted one of {}", name, fmt::join(known, ", ")));
+}
+
+}  // namespace sinkscope

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// The production kernel as a path.
+#pragma once
+
+#include "src/paths/path.hpp"
+
+namespace sinkscope {
+
+Path sink_kernel_path();
+
+}  // namespace sinkscope
