@@ -25,8 +25,17 @@ struct CompareOptions {
 // Told what is going on: "calm_layer1", "truth", 0.3 of this case done.
 using Progress = std::function<void(std::string_view name, std::string_view stage, double share)>;
 
-// Runs one case through the truth and every path. A path that breaks gives a verdict, not an exception.
+// Runs one case through the truth and every path that the options name. A path that breaks gives a verdict,
+// not an exception. Throws InputError for unknown names, EnvironmentError for an unmet requirement.
 CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& options,
                         const Progress& progress = {});
+
+// The same with the paths given.
+CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& options,
+                        const std::vector<Path>& paths, const Progress& progress);
+
+// Judges a recorded case again: new verdicts for every tensor that was measured; skipped and broken paths
+// stay so.
+void rejudge(CaseResult& result, const Gate& gate);
 
 }  // namespace sinkscope
