@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Speed measured honestly: contestants take turns within one run, every figure with its median and spread.
+#pragma once
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "nlohmann/json.hpp"
+
+namespace sinkscope {
+
+struct BenchOptions {
+  int threads = 0;
+  int rounds = 7;
+};
+
+// Called before each timed round with what is about to run.
+using BenchProgress = std::function<void(std::string_view what, int round)>;
+
+// The truth (S 2048, 8 heads, d 64, causal) against Eigen's own double GEMM and torch's float64 eager
+// autograd. Keys: gemm_gflops, gemm_share (with sigmas: gemm_share_with_sigma), torch_float64_speedup
+// (..._with_sigma), seconds, machine.
+nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress& progress = {});
+
+// The kernel's CPU backend (B1, 8 heads, S 4096, d 64, causal; fp32 and bf16), forward plus backward, against
+// eager and ATen's CPU flash attention. Keys per format: kernel, eager, flash_attention_2 in seconds,
+// speedup_over_*.
+nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& progress = {});
+
+// Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.
+nlohmann::json bench_reference_memory(const BenchOptions& options);
+
+// {"median": ..., "min": ..., "max": ...} of timed repeats.
+nlohmann::json spread_of(std::vector<double> seconds);
+
+// Seconds of `count` n x n double products by Eigen on each of `threads` threads at once.
+double seconds_of_eigen_gemm(int n, int count, int threads);
+
+}  // namespace sinkscope

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// What `compare` is asked to compute: captures, folders of captures, problem lines and suites, as named
+// problems.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/problem/problem.hpp"
+
+namespace sinkscope::cli {
+
+struct NamedProblem {
+  std::string name;  // a capture's stem, else p0001, p0002, ...; unique
+  Problem problem;
+};
+
+// Throws InputError for anything that could not be computed: every capture is opened and checked here
+// already, so that nothing fails in the middle of a run.
+std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
+                                         const std::vector<std::string>& suites);
+
+}  // namespace sinkscope::cli

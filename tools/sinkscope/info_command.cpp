@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fmt/format.h"
+
+#include "kernels/sink_attention.h"
+#include "src/paths/path.hpp"
+#include "src/record/run_info.hpp"
+#include "src/torch/module.hpp"
+#include "tools/sinkscope/commands.hpp"
+
+namespace sinkscope::cli {
+namespace {
+
+void print_info() {
+  const TorchModule& torch = torch_module();
+  for (const auto& [name, value] : collect_run_info("", 0)) {
+    if (name != "command_line" && name != "utc") fmt::print("{:<12} {}\n", name, value);
+  }
+  using sink_attention::DType;
+  fmt::print("{:<12} bf16 {}, fp16 {}, fp32 {}\n", "kernel", sink_attention::cpu::isa_name(DType::kBf16),
+             sink_attention::cpu::isa_name(DType::kFp16), sink_attention::cpu::isa_name(DType::kFp32));
+  fmt::print("\n{:<28} {:<28} {}\n", "path", "needs", "here");
+  for (const Path& path : all_paths()) {
+    const bool missing = path.name != "sink_kernel" && !torch.unavailable.empty();
+    fmt::print("{:<28} {:<28} {}\n", path.name, path.backends, missing ? torch.unavailable : "available");
+  }
+}
+
+}  // namespace
+
+void add_info_command(CLI::App& app, Context&) {
+  CLI::App* command = app.add_subcommand("info", "Machine, libraries, and what each path needs");
+  command->footer("Example:\n  sinkscope info");
+  command->callback(print_info);
+}
+
+}  // namespace sinkscope::cli

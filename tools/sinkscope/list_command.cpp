@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <memory>
+
+#include "fmt/format.h"
+
+#include "src/diff/diff.hpp"
+#include "src/faults/fault.hpp"
+#include "src/gate/gate.hpp"
+#include "src/paths/path.hpp"
+#include "src/problem/problem.hpp"
+#include "tools/sinkscope/commands.hpp"
+#include "tools/sinkscope/data_files.hpp"
+
+namespace sinkscope::cli {
+namespace {
+
+void list_paths() {
+  const Gate gate = read_gate(find_gate("default"));
+  for (const Path& path : all_paths()) {
+    fmt::print("{:<28} {:<9} {}\n", path.name, is_judged(gate, path.name) ? "judged" : "observed",
+               path.summary);
+  }
+  fmt::print("{:<28} {:<9} {}\n", "recorded.NAME", "judged",
+             "outputs that a capture brings (observed where NAME is)");
+  fmt::print("{:<28} {:<9} {}\n", "fault:NAME:PATH", "as PATH",
+             "a known mistake around a path (sinkscope list faults)");
+}
+
+void list_suites() {
+  for (const std::string& name : data_file_names("datasets/suites", ".txt")) {
+    fmt::print("{:<12} {} problems\n", name, read_suite(find_suite(name)).size());
+  }
+}
+
+void list_metrics() {
+  for (const MetricInfo& metric : all_metrics())
+    fmt::print("{:<20} {:<9} {}\n", metric.name, metric.unit, metric.meaning);
+}
+
+void list_gates() {
+  for (const std::string& name : data_file_names("reports/gates", ".toml")) {
+    const Gate gate = read_gate(find_gate(name));
+    fmt::print("{:<12} {:<6} {:>6} {:>6} {:>6} {:>7}\n", name, "", "z_rms", "z_row", "z_max", "dsinks");
+    for (const auto& [dtype, limits] : gate.formats) {
+      fmt::print("{:<12} {:<6} {:>6} {:>6} {:>6} {:>7}\n", "", name_of(dtype), limits.tensors.z_rms,
+                 limits.tensors.z_row, limits.tensors.z_max, limits.dsinks);
+    }
+  }
+}
+
+void list_faults() {
+  for (const Fault& fault : all_faults()) fmt::print("{:<16} {}\n", fault.name, fault.summary);
+}
+
+void list_fills() {
+  for (const Fill fill : all_fills()) fmt::print("{}\n", name_of(fill));
+}
+
+}  // namespace
+
+void add_list_command(CLI::App& app, Context&) {
+  CLI::App* command = app.add_subcommand("list", "List paths, suites, metrics, gates, faults or fills");
+  auto what = std::make_shared<std::string>();
+  command->add_option("WHAT", *what, "paths, suites, metrics, gates, faults or fills")
+      ->required()
+      ->check(CLI::IsMember({"paths", "suites", "metrics", "gates", "faults", "fills"}));
+  command->footer("Example:\n  sinkscope list paths");
+  command->callback([what] {
+    if (*what == "paths") list_paths();
+    if (*what == "suites") list_suites();
+    if (*what == "metrics") list_metrics();
+    if (*what == "gates") list_gates();
+    if (*what == "faults") list_faults();
+    if (*what == "fills") list_fills();
+  });
+}
+
+}  // namespace sinkscope::cli
