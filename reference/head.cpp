@@ -59,6 +59,29 @@ struct HeadWorker::Block {
   MatrixMap rows_of(double* tensor, std::int64_t d) const { return {tensor + row * d, m, d}; }
 };
 
+HeadWorker::HeadWorker(const Rounding& rounding, bool sigma)
+    : rounding_(rounding),
+      sigma_(sigma),
+      rho2_(square(kFp32Roundoff / rounding.unit_roundoff)),
+      eta2_(square(rounding.underflow / rounding.unit_roundoff)),
+      fp32_(rounding.unit_roundoff <= kFp32Roundoff) {}
+
+void HeadWorker::products_of_squares(const ConstMatrixMap& a, const Matrix& b2, double scale,
+                                     const Block& block, Matrix& to) const {
+  to.resize(block.m, block.n);
+  const Matrix a2 = a.array().square().matrix() * scale;
+  for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
+    const std::int64_t n = std::min(kKeyTile, block.n - tile);
+    to.middleCols(tile, n).noalias() = a2 * b2.middleRows(block.key + tile, n).transpose();
+  }
+}
+
+double HeadWorker::row_rounding(const HeadView& head, const Block& block, std::int64_t i) const {
+  const double lse = head.lse[block.row + i];
+  if (!std::isfinite(lse)) return 0;
+  return rho2_ * (square(lse) + static_cast<double>(block.count(head.span, i)) / 16);
+}
+
 void HeadWorker::run(const HeadView& head, HeadSums& sums) {
   if (sigma_) {
     k2_ = ConstMatrixMap(head.k, head.span.keys, head.d).array().square().matrix();
@@ -83,12 +106,7 @@ void HeadWorker::forward(const HeadView& head, const Block& block) {
   }
   if (sigma_) {
     // Eq. 18: the fp32 part of a logit.
-    tau2_.resize(block.m, block.n);
-    const Matrix q2 = q.array().square().matrix() * (square(head.scale) * static_cast<double>(head.d) / 16);
-    for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
-      const std::int64_t n = std::min(kKeyTile, block.n - tile);
-      tau2_.middleCols(tile, n).noalias() = q2 * k2_.middleRows(block.key + tile, n).transpose();
-    }
+    products_of_squares(q, k2_, square(head.scale) * static_cast<double>(head.d) / 16, block, tau2_);
     tau2_.array() += p_.array().square();
   }
 
@@ -145,7 +163,11 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
     dp_.middleCols(tile, n).noalias() = dout * v.middleRows(tile, n).transpose();
   }
 
-  const double eta2 = square(rounding_.underflow / rounding_.unit_roundoff);
+  if (sigma_ && fp32_) {
+    products_of_squares(dout, v2_, static_cast<double>(head.d) / 16, block, psi2_);
+    psi2_.array() += dp_.array().square();
+  }
+
   for (std::int64_t i = 0; i < block.m; ++i) {
     const std::int64_t row = block.row + i;
     const double shift = (head.dlse != nullptr ? head.dlse[row] : 0) - delta(i);
@@ -156,13 +178,15 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
     auto dp = dp_.row(i).array();
     if (sigma_) {
       const auto visible_dp = dp.segment(block.first(head.span, i), block.count(head.span, i));
-      const double sigma2 = (p * dp).square().sum() + eta2 * visible_dp.square().sum() +
-                            (dout.row(i).array().square() * (out.row(i).array().square() + eta2)).sum();
+      double sigma2 = (p * dp).square().sum() + eta2_ * visible_dp.square().sum() +
+                      (dout.row(i).array().square() * (out.row(i).array().square() + eta2_)).sum();
+      sigma2 += square(delta(i)) * row_rounding(head, block, i);
+      if (fp32_) sigma2 += (p.square() * (tau2_.row(i).array() * dp.square() + psi2_.row(i).array())).sum();
       head.sigma_delta[row] = std::sqrt(sigma2);
       const double term = p_sink * shift;
       const double lse = std::isfinite(head.lse[row]) ? head.lse[row] : 0;
       const double fp32 = square(term) * (1 + square(lse) + static_cast<double>(head.span.rows) / 16);
-      sums.sigma2_dsink += square(p_sink) * sigma2 + square(kFp32Roundoff / rounding_.unit_roundoff) * fp32;
+      sums.sigma2_dsink += square(p_sink) * sigma2 + rho2_ * fp32;
     }
     dp = p * (dp + shift);
   }
@@ -182,12 +206,12 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
 
 // Eq. 14, 16, 17: sigma of out, dq, dk, dv. tau2_ becomes the factor of Eq. 18 on the way.
 void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSums& sums) {
-  const double rho2 = square(kFp32Roundoff / rounding_.unit_roundoff);
-  const double eta2 = square(rounding_.underflow / rounding_.unit_roundoff);
   const std::int64_t d = head.d;
   const bool with_backward = head.dout != nullptr;
   const auto out = block.rows_of(static_cast<const double*>(head.out), d);
-  Matrix sigma2_out = out.array().square().matrix();
+  Vector row_terms(block.m);
+  for (std::int64_t i = 0; i < block.m; ++i) row_terms(i) = 1 + row_rounding(head, block, i);
+  Matrix sigma2_out = row_terms.asDiagonal() * out.array().square().matrix();
   Matrix sigma2_dq = Matrix::Zero(block.m, d);
   Matrix pk = Matrix::Zero(block.m, d);
   Matrix q2, dout2, delta2_q2;
@@ -209,15 +233,18 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
       const std::int64_t row_first = block.first(head.span, i);
       const std::int64_t first = std::max<std::int64_t>(row_first, tile);
       const std::int64_t count = std::min(row_first + block.count(head.span, i), tile + n) - first;
-      const double lse = head.lse[block.row + i];
-      if (count <= 0 || !std::isfinite(lse)) continue;
-      const double row_term = 1 + rho2 * (square(lse) + static_cast<double>(block.count(head.span, i)) / 16);
-      const auto factor = row_term + rho2 * tau2_.row(i).segment(first, count).array();
+      if (count <= 0 || !std::isfinite(head.lse[block.row + i])) continue;
+      const auto factor = row_terms(i) + rho2_ * tau2_.row(i).segment(first, count).array();
       p2.row(i).segment(first - tile, count) =
-          plain_p2.row(i).segment(first - tile, count).array() * factor + eta2;
+          plain_p2.row(i).segment(first - tile, count).array() * factor + eta2_;
       if (with_backward) {
         ds2.row(i).segment(first - tile, count) =
-            dp_.row(i).segment(first, count).array().square() * factor + eta2;
+            dp_.row(i).segment(first, count).array().square() * factor + eta2_;
+        if (fp32_) {
+          ds2.row(i).segment(first - tile, count).array() +=
+              plain_p2.row(i).segment(first - tile, count).array() *
+              psi2_.row(i).segment(first, count).array();
+        }
       }
     }
     sigma2_out.noalias() += p2 * v2_.middleRows(key, n);
@@ -230,14 +257,16 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
     MatrixMap(sums.sigma2_dv + key * d, n, d).noalias() += p2.transpose() * dout2;
   }
 
-  block.rows_of(head.sigma_out, d) = (sigma2_out.array() + eta2).sqrt();
+  block.rows_of(head.sigma_out, d) = (sigma2_out.array() + eta2_).sqrt();
   if (!with_backward) return;
   const Eigen::Map<const Vector> sigma_delta(head.sigma_delta + block.row, block.m);
   const auto from_delta =
       (sigma_delta.array().square().matrix().asDiagonal() * pk.array().square().matrix()).array();
   const auto dq = block.rows_of(static_cast<const double*>(head.dq), d).array();
   block.rows_of(head.sigma_dq, d) =
-      (square(head.scale) * (sigma2_dq.array() + from_delta) + dq.square() + eta2).sqrt();
+      (square(head.scale) * (sigma2_dq.array() + from_delta) +
+       (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_)
+          .sqrt();
 }
 
 }  // namespace reference

@@ -50,7 +50,7 @@ struct HeadSums {
 // Scratch of one thread, reused from head to head: strips of kRowBlock rows by all keys.
 class HeadWorker {
  public:
-  HeadWorker(const Rounding& rounding, bool sigma) : rounding_(rounding), sigma_(sigma) {}
+  HeadWorker(const Rounding& rounding, bool sigma);
   // Computes one head; `sums` gets added to.
   void run(const HeadView& head, HeadSums& sums);
 
@@ -60,11 +60,22 @@ class HeadWorker {
   void backward(const HeadView& head, const Block& block, HeadSums& sums);
   void sigma_of_block(const HeadView& head, const Block& block, HeadSums& sums);
 
+  // Writes scale * squares(a) * squares(b)^T, with b2 those squares, into `to`, tile by tile.
+  void products_of_squares(const ConstMatrixMap& a, const Matrix& b2, double scale, const Block& block,
+                           Matrix& to) const;
+
+  // The fp32 rounding of a row's normaliser, squared, in units of u: relative, and the same for all its keys.
+  double row_rounding(const HeadView& head, const Block& block, std::int64_t i) const;
+
   Rounding rounding_;
   bool sigma_;
+  double rho2_;  // (2^-24 / u)^2
+  double eta2_;  // (eta / u)^2
+  bool fp32_;    // are fp32's own roundings as large as the format's?
   Matrix p_;        // logits, then probabilities
   Matrix tau2_;     // squared fp32 rounding of a logit, in units of 2^-24
   Matrix dp_;       // dO V^T, then dS
+  Matrix psi2_;     // squared fp32 rounding of an element of dO V^T, in units of 2^-24; fp32 only
   Matrix k2_, v2_;  // squares of the head's keys and values
 };
 

@@ -30,31 +30,28 @@ std::string line_of(std::size_t shape, DType dtype, Fill fill, int seed) {
   return fmt::format("{} {} causal fill={} seed={}", kShapes[shape], name_of(dtype), name_of(fill), seed);
 }
 
-void note(Extreme& extreme, double value, const CaseResult& result, const std::string& path) {
-  if (value <= extreme.value) return;
-  extreme = {value, result.problem_line, path};
-}
-
-void note_healthy(Calibration& calibration, const CaseResult& result, const PathResult& path) {
-  auto& extremes = calibration.healthy[result.shape.dtype];
+void note_healthy(const Gate& gate, const CaseResult& result, const PathResult& path, HealthyPath& healthy) {
+  healthy.backend = path.backend;
+  healthy.judged = path.judged;
+  Extremes& worst = healthy.worst[result.shape.dtype];
+  const auto note = [&](std::size_t index, double value, const TensorMetrics& metrics) {
+    if (!(value <= worst[index].value))
+      worst[index] = {value, result.problem_line, std::string(text(metrics.tensor))};
+  };
   for (const TensorMetrics& metrics : path.metrics) {
     for (const HeadMetrics& head : metrics.heads) {
       if (metrics.tensor == TensorName::kDsinks) {
-        note(extremes[5], head.z_max, result, path.path);
+        note(5, head.z_max, metrics);
       } else if (metrics.tensor == TensorName::kLse) {
-        note(extremes[3], head.z_rms, result, path.path);
-        note(extremes[4], head.z_max, result, path.path);
+        note(3, head.z_rms, metrics);
+        note(4, head.z_max, metrics);
       } else {
-        note(extremes[0], head.z_rms, result, path.path);
-        note(extremes[1], head.z_row, result, path.path);
-        note(extremes[2], head.z_max, result, path.path);
+        note(0, head.z_rms, metrics);
+        note(1, head.z_row, metrics);
+        note(2, head.z_max, metrics);
       }
+      if (bias_is_significant(gate, metrics, head)) note(6, head.bias_z, metrics);
     }
-  }
-  for (const VerdictRow& row : path.verdicts) {
-    calibration.tensors[result.shape.dtype] += 1;
-    if (row.verdict == Verdict::kFailed && row.metric == "bias")
-      calibration.healthy_bias_failures[result.shape.dtype] += 1;
   }
 }
 
@@ -96,7 +93,7 @@ class Calibrator {
       run_case(make_case(problems[i], "", options_.threads));
     }
     for (const std::string& path : options_.paths) {
-      if (!ran_[path])
+      if (!calibration_.healthy.contains(path))
         throw EnvironmentError(fmt::format("{} never ran, so its limits cannot be calibrated", path));
     }
     return std::move(calibration_);
@@ -115,11 +112,10 @@ class Calibrator {
     for (const PathResult& path : result.paths) {
       if (path.backend.empty()) continue;  // skipped
       if (!path.path.starts_with("fault:")) {
-        ran_[path.path] = true;
-        note_healthy(calibration_, result, path);
+        note_healthy(gate_, result, path, calibration_.healthy[path.path]);
       } else {
         const std::string fault = path.path.substr(6, path.path.rfind(':') - 6);
-        calibration_.faults[c.problem.shape.dtype][fault].ratios.push_back(severity(path));
+        calibration_.faults[c.problem.shape.dtype][fault].push_back(severity(path));
       }
     }
   }
@@ -128,15 +124,15 @@ class Calibrator {
   const CalibrateOptions& options_;
   const Progress& progress_;
   Calibration calibration_;
-  std::map<std::string, bool> ran_;
 };
 
 }  // namespace
 
-double limit_of(const FormatLimits& limits, std::size_t index) {
-  const std::array<double, kLimitNames.size()> all = {limits.tensors.z_rms, limits.tensors.z_row,
-                                                      limits.tensors.z_max, limits.lse.z_rms,
-                                                      limits.lse.z_max,     limits.dsinks};
+double limit_of(const Gate& gate, DType dtype, std::size_t index) {
+  const FormatLimits& limits = gate.formats.at(dtype);
+  const std::array<double, kLimitNames.size()> all = {
+      limits.tensors.z_rms, limits.tensors.z_row, limits.tensors.z_max, limits.lse.z_rms,
+      limits.lse.z_max,     limits.dsinks,        gate.bias_z};
   return all.at(index);
 }
 
@@ -146,9 +142,12 @@ Calibration calibrate(const Gate& gate, const CalibrateOptions& options, const P
 
 bool holds(const Calibration& calibration, const Gate& gate) {
   constexpr double kMostShare = 0.7;
-  for (const auto& [dtype, extremes] : calibration.healthy) {
-    for (std::size_t i = 0; i < extremes.size(); ++i) {
-      if (!(extremes[i].value <= kMostShare * limit_of(gate.formats.at(dtype), i))) return false;
+  for (const auto& [name, path] : calibration.healthy) {
+    if (!path.judged) continue;
+    for (const auto& [dtype, worst] : path.worst) {
+      for (std::size_t i = 0; i < worst.size(); ++i) {
+        if (!(worst[i].value <= kMostShare * limit_of(gate, dtype, i))) return false;
+      }
     }
   }
   return true;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <array>
-#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -18,7 +17,7 @@ namespace sinkscope {
 struct CalibrateOptions {
   int seeds = 32;
   int threads = 0;
-  std::vector<std::string> paths = {"sink_kernel", "flash_attention_2_sink"};
+  std::vector<std::string> paths = {"sink_kernel", "flash_attention_2_sink"};  // held to be healthy
   std::vector<std::string> captures;
 };
 
@@ -26,36 +25,36 @@ struct CalibrateOptions {
 struct Extreme {
   double value = 0;
   std::string problem_line;
-  std::string path;
+  std::string tensor;
 };
 
-// Statistics that have a limit, in the order of the table.
-inline constexpr std::array<std::string_view, 6> kLimitNames = {"z_rms",     "z_row",     "z_max",
-                                                                "lse z_rms", "lse z_max", "dsinks |z|"};
-double limit_of(const FormatLimits& limits, std::size_t index);
+// Statistics that have a limit, in the order of the table. The signed bias counts where its t is significant, as in the gate.
+inline constexpr std::array<std::string_view, 7> kLimitNames = {
+    "z_rms", "z_row", "z_max", "lse z_rms", "lse z_max", "dsinks abs z", "bias z"};
+using Extremes = std::array<Extreme, kLimitNames.size()>;
+double limit_of(const Gate& gate, DType dtype, std::size_t index);
 
-// How far a fault goes over the gate on one tensor: the least and the median of the worst value/limit over
-// the cases that show it, and in how many it stays under.
-struct FaultMargin {
-  std::vector<double> ratios;  // of each case, over all tensors
+struct HealthyPath {
+  std::string backend;
+  bool judged = false;  // only judged paths bind the limits
+  std::map<DType, Extremes> worst;
 };
 
 struct Calibration {
-  std::map<DType, std::array<Extreme, kLimitNames.size()>> healthy;
-  std::map<DType, double> healthy_bias_failures;  // tensors that failed the bias test, of `tensors`
-  std::map<DType, double> tensors;
-  std::map<DType, std::map<std::string, FaultMargin>> faults;
+  std::map<std::string, HealthyPath> healthy;
+  // Of each planted fault, the worst value/limit of each case that can show it.
+  std::map<DType, std::map<std::string, std::vector<double>>> faults;
   int cases = 0;
 };
 
-// Runs everything. Throws EnvironmentError when a path that is asked for never ran.
+// Runs everything: about 20 cases a seed. Throws EnvironmentError when a path of `options` never ran.
 Calibration calibrate(const Gate& gate, const CalibrateOptions& options, const Progress& progress = {});
 
-// As Markdown: limits, worst healthy values, their ratio, faults' margins.
+// The tables of reports/gates/calibration.md.
 std::string to_markdown(const Calibration& calibration, const Gate& gate, const CalibrateOptions& options,
                         const std::string& command);
 
-// Does every healthy value stay at or under 0.7 of its limit?
+// Does every value of the judged paths stay at or under 0.7 of its limit?
 bool holds(const Calibration& calibration, const Gate& gate);
 
 }  // namespace sinkscope

@@ -14,6 +14,23 @@ std::string ratio(double value) {
   return std::isinf(value) ? "inf" : fmt::format("{:.3g}", value);
 }
 
+std::string healthy_table(const std::string& name, const HealthyPath& path, const Gate& gate) {
+  std::string text = fmt::format(
+      "\n### {} ({}, {})\n| format | statistic | limit | worst | worst/limit | where |\n|---|---|---|---|---|---|\n",
+      name, path.backend, path.judged ? "judged" : "observed");
+  for (const auto& [dtype, worst] : path.worst) {
+    for (std::size_t i = 0; i < worst.size(); ++i) {
+      const double limit = limit_of(gate, dtype, i);
+      const std::string where = worst[i].tensor.empty()
+                                    ? "nowhere significant"
+                                    : fmt::format("{} of `{}`", worst[i].tensor, worst[i].problem_line);
+      text += fmt::format("| {} | {} | {} | {:.3g} | {:.2f} | {} |\n", name_of(dtype), kLimitNames[i], limit,
+                          worst[i].value, worst[i].value / limit, where);
+    }
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string to_markdown(const Calibration& calibration, const Gate& gate, const CalibrateOptions& options,
@@ -23,35 +40,19 @@ std::string to_markdown(const Calibration& calibration, const Gate& gate, const 
       "eight shapes, and {} captures; paths {}.\n\n",
       gate.name, command, calibration.cases, options.seeds, options.captures.size(),
       fmt::join(options.paths, ", "));
+  text += "## Healthy paths\nThe worst value of any head. Judged paths must stay at or under 0.7 of the limit.\n";
+  for (const auto& [name, path] : calibration.healthy) text += healthy_table(name, path, gate);
   text +=
-      "## Healthy paths\nThe worst value of any head; it must stay at or under 0.7 of the limit.\n\n"
-      "| format | statistic | limit | worst | worst/limit | where |\n|---|---|---|---|---|---|\n";
-  for (const auto& [dtype, extremes] : calibration.healthy) {
-    for (std::size_t i = 0; i < extremes.size(); ++i) {
-      const double limit = limit_of(gate.formats.at(dtype), i);
-      text += fmt::format("| {} | {} | {} | {:.3g} | {:.2f} | {} on `{}` |\n", name_of(dtype), kLimitNames[i],
-                          limit, extremes[i].value, extremes[i].value / limit, extremes[i].path,
-                          extremes[i].problem_line);
-    }
-  }
-  text += "\nTensors that failed the test of the signed bias:";
-  for (const auto& [dtype, tensors] : calibration.tensors) {
-    const auto found = calibration.healthy_bias_failures.find(dtype);
-    text += fmt::format(" {} {} of {};", name_of(dtype),
-                        found == calibration.healthy_bias_failures.end() ? 0 : found->second, tensors);
-  }
-  text +=
-      "\n\n## Planted faults\nEach wraps `sink_kernel`; the figure of a case is its worst value over its "
+      "\n## Planted faults\nEach wraps `sink_kernel`; the figure of a case is its worst value over its "
       "limit, of all tensors. A case is "
       "missed when that stays at or under 1: there the fault is too small to be told from rounding.\n\n"
-      "| format | fault | cases | caught | median | largest |\n|---|---|---|---|---|---|\n";
+      "| format | fault | cases | caught | least | median | largest |\n|---|---|---|---|---|---|---|\n";
   for (const auto& [dtype, faults] : calibration.faults) {
-    for (const auto& [name, margin] : faults) {
-      std::vector<double> ratios = margin.ratios;
+    for (auto [name, ratios] : faults) {
       std::sort(ratios.begin(), ratios.end());
       const auto caught = std::count_if(ratios.begin(), ratios.end(), [](double r) { return r > 1; });
-      text += fmt::format("| {} | {} | {} | {} | {} | {} |\n", name_of(dtype), name, ratios.size(), caught,
-                          ratio(ratios[ratios.size() / 2]), ratio(ratios.back()));
+      text += fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", name_of(dtype), name, ratios.size(), caught,
+                          ratio(ratios.front()), ratio(ratios[ratios.size() / 2]), ratio(ratios.back()));
     }
   }
   return text;

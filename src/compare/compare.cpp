@@ -127,7 +127,7 @@ class PathComparison {
 
 // What every row of a path says alike.
 void complete_rows(CaseResult& result, PathResult& path, const Gate& gate) {
-  path.judged = is_judged(gate, path.path);
+  path.judged = is_judged(gate, path.path, path.backend);
   for (VerdictRow& row : path.verdicts) {
     row.problem = result.name;
     row.path = path.path;

@@ -77,7 +77,7 @@ double last_place(double ref, FormatShape format) {
 
 // Sums of a row or a block that are added to the head's at its end, so that long sums lose little.
 struct RowSums {
-  double z2 = 0, err2 = 0, ref2 = 0, got2 = 0, cross = 0, abs = 0, err_ref = 0, abs_err_ref = 0;
+  double z2 = 0, err2 = 0, ref2 = 0, got2 = 0, cross = 0, abs = 0, err_ref = 0, scale_ref = 0;
   std::int64_t finite = 0;
 
   void operator+=(const RowSums& other) {
@@ -88,7 +88,7 @@ struct RowSums {
     cross += other.cross;
     abs += other.abs;
     err_ref += other.err_ref;
-    abs_err_ref += other.abs_err_ref;
+    scale_ref += other.scale_ref;
     finite += other.finite;
   }
 };
@@ -140,7 +140,8 @@ class HeadMeasurement {
     const double magnitude = std::fabs(err);
     if (got == 0 && ref != 0) ++m_.zeros;
     if (got != 0 && std::fabs(got) < least_normal_) ++m_.subnormals;
-    const double z = z_of(i, magnitude, ref);
+    const double scale = scale_of(i, ref);
+    const double z = magnitude == 0 ? 0 : magnitude / scale;
     if (!(z <= m_.z_max) || m_.z_max_at.row < 0) {
       m_.z_max = z;
       m_.z_max_at = {row, column};
@@ -157,15 +158,14 @@ class HeadMeasurement {
     sums.cross += got * ref;
     sums.abs += magnitude;
     sums.err_ref += err * ref;
-    sums.abs_err_ref += std::fabs(err * ref);
+    sums.scale_ref += scale * std::fabs(ref);
     ++sums.finite;
   }
 
-  double z_of(std::size_t i, double magnitude, double ref) const {
-    if (magnitude == 0) return 0;
-    double scale = data_.unit_roundoff * data_.sigma[i];
-    if (data_.sigma_adds_storage) scale = std::hypot(scale, unit_roundoff(data_.stored) * ref);
-    return magnitude / scale;
+  // One unit of z at element i.
+  double scale_of(std::size_t i, double ref) const {
+    const double scale = data_.unit_roundoff * data_.sigma[i];
+    return data_.sigma_adds_storage ? std::hypot(scale, unit_roundoff(data_.stored) * ref) : scale;
   }
 
   void summarise() {
@@ -200,7 +200,7 @@ class HeadMeasurement {
   // Batch means over blocks of positions: elements of a row share the error of its Delta and are not
   // independent, but blocks nearly are.
   void summarise_bias() {
-    if (total_.abs_err_ref > 0) m_.bias_share = std::fabs(total_.err_ref) / total_.abs_err_ref;
+    if (total_.err_ref != 0) m_.bias_z = std::fabs(total_.err_ref) / total_.scale_ref;
     if (data_.rows < kLeastBiasRows) return;
     double mean = 0;
     for (const double y : bias_blocks_) mean += y / kBiasBlocks;

@@ -55,7 +55,7 @@ const std::array kMetrics = {
     member<&H::bias>("bias", "1", "signed bias: sum err ref / sum ref^2"),
     member<&H::bias_t>("bias_t", "t",
                        "the bias over its spread between 16 blocks of positions (15 degrees of freedom)"),
-    member<&H::bias_share>("bias_share", "1", "|sum err ref| / sum |err ref|"),
+    member<&H::bias_z>("bias_z", "u sigma", "|sum err ref| / sum (u sigma |ref|): the mean z along the truth"),
     member<&H::fa_ratio>("fa_ratio", "1", "largest error over what flash-attention's own tests allow"),
     member<&H::eager_ratio>("eager_ratio", "1", "rel_l2 over that of eager"),
     member<&H::all_zero>("all_zero", "0 or 1", "zero everywhere while the truth is not"),

@@ -35,9 +35,9 @@ struct Gate {
   std::string name;                       // file stem
   std::map<DType, FormatLimits> formats;  // bf16, fp16, fp32
   double bias_significance = 1e-3;        // family-wise, two-sided, Bonferroni over the heads of a tensor
-  double bias_share = 0.1;                // and |sum e r| must exceed this share of sum |e r|
+  double bias_z = 0.25;                   // and sum e r must exceed this many times sum u sigma |r|
   bool repeatable = true;                 // every repeat must give the same bits
-  std::vector<std::string> judged;        // names; "recorded.*" stands for every recorded path
+  std::vector<std::string> judged;        // NAME or NAME:BACKEND; "recorded.*": every recorded path
   std::vector<std::string> observed;
 };
 
@@ -51,9 +51,10 @@ std::string to_toml(const Gate& gate);
 // `--judge NAME,...`: exactly these are judged, everything else is observed.
 void judge_only(Gate& gate, const std::vector<std::string>& names);
 
-// Is this path's verdict part of the exit code? recorded.NAME is observed where NAME is. A planted fault is
-// judged as the path that it wraps.
-bool is_judged(const Gate& gate, std::string_view path);
+// Is this path's verdict part of the exit code? `backend` is what it ran on; "PATH:cuda" in the gate's list
+// means PATH on a backend that starts so. recorded.NAME is observed where NAME is. A planted fault is judged
+// as the path that it wraps.
+bool is_judged(const Gate& gate, std::string_view path, std::string_view backend = {});
 
 enum class Verdict { kPassed, kFailed, kMistrusted, kInconclusive, kSkipped, kError };
 std::string_view text(Verdict verdict);
@@ -68,7 +69,7 @@ struct VerdictRow {
   Verdict verdict = Verdict::kPassed;
   bool judged = true;
   std::string
-      metric;  // the statistic nearest to or farthest over its limit: "z_rms", "nonfinite", "bias", ...
+      metric;  // the statistic nearest to or farthest over its limit: "z_rms", "nonfinite", "bias_z", ...
   std::int64_t batch = -1, head = -1;
   std::int64_t row = -1, column = -1;
   double value = 0;
@@ -77,6 +78,10 @@ struct VerdictRow {
   std::string reason;  // for everything but passed and failed: one sentence
   std::string repro;   // the command that reproduces it
 };
+
+// Is the signed bias of a head beyond chance (t of batch means, Bonferroni over the tensor's heads)? Its size
+// is judged only then.
+bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head);
 
 // Judges one tensor. Fills every field but problem, path, judged and repro.
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics);

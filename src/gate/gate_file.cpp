@@ -122,7 +122,7 @@ Gate parse_gate(std::string_view text, const std::string& name) {
   for (const DType dtype : kJudgedFormats) gate.formats[dtype] = read_format(root.table(name_of(dtype)));
   TableReader bias = root.table("bias");
   gate.bias_significance = bias.positive("significance");
-  gate.bias_share = bias.positive("share");
+  gate.bias_z = bias.positive("z");
   bias.done();
   TableReader paths = root.table("paths");
   gate.repeatable = paths.boolean("repeatable");
@@ -146,8 +146,8 @@ std::string to_toml(const Gate& gate) {
         number(limits.tensors.z_max), number(limits.dsinks), number(limits.lse.z_rms),
         number(limits.lse.z_max));
   }
-  text += fmt::format("[bias]\nsignificance = {}\nshare = {}\n\n", number(gate.bias_significance),
-                      number(gate.bias_share));
+  text += fmt::format("[bias]\nsignificance = {}\nz = {}\n\n", number(gate.bias_significance),
+                      number(gate.bias_z));
   text += fmt::format("[paths]\nrepeatable = {}\njudged = {}\nobserved = {}\n", gate.repeatable,
                       toml_list(gate.judged), toml_list(gate.observed));
   return text;

@@ -47,10 +47,7 @@ std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics&
     checks.push_back({"z_max", head.z_max, limits.z_max, head.z_max_at});
   }
   checks.push_back({"nonfinite", static_cast<double>(head.nonfinite_mismatch), 0, head.nonfinite_at});
-  // The bias fails when it is significant and large: its share is judged only where its t is beyond chance.
-  const double chance =
-      student_two_sided(head.bias_t, kBiasDegrees) * static_cast<double>(metrics.heads.size());
-  if (!(chance >= gate.bias_significance)) checks.push_back({"bias", head.bias_share, gate.bias_share, {}});
+  if (bias_is_significant(gate, metrics, head)) checks.push_back({"bias_z", head.bias_z, gate.bias_z, {}});
   if (gate.repeatable) checks.push_back({"repeatable", head.repeatable ? 0.0 : 1.0, 0, {}});
   return checks;
 }
@@ -59,7 +56,22 @@ bool contains(const std::vector<std::string>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+// Is `path` among `names`, alone or as PATH:BACKEND with the start of its backend?
+bool is_listed(const std::vector<std::string>& names, std::string_view path, std::string_view backend) {
+  return std::any_of(names.begin(), names.end(), [&](std::string_view name) {
+    if (!name.starts_with(path)) return false;
+    const std::string_view rest = name.substr(path.size());
+    return rest.empty() || (rest.starts_with(':') && !backend.empty() && backend.starts_with(rest.substr(1)));
+  });
+}
+
 }  // namespace
+
+bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head) {
+  const double chance =
+      student_two_sided(head.bias_t, kBiasDegrees) * static_cast<double>(metrics.heads.size());
+  return !(chance >= gate.bias_significance);
+}
 
 std::string_view text(Verdict verdict) {
   return kVerdictNames[static_cast<std::size_t>(verdict)];
@@ -108,12 +120,12 @@ void judge_only(Gate& gate, const std::vector<std::string>& names) {
   gate.observed = {"*"};
 }
 
-bool is_judged(const Gate& gate, std::string_view path) {
-  if (contains(gate.judged, path)) return true;
+bool is_judged(const Gate& gate, std::string_view path, std::string_view backend) {
+  if (is_listed(gate.judged, path, backend)) return true;
   if (contains(gate.observed, path)) return false;
   if (path.starts_with(kFaultPrefix)) {
     const std::size_t colon = path.find(':', kFaultPrefix.size());
-    return colon != std::string_view::npos && is_judged(gate, path.substr(colon + 1));
+    return colon != std::string_view::npos && is_judged(gate, path.substr(colon + 1), backend);
   }
   if (path.starts_with(kRecordedPrefix)) {
     if (contains(gate.observed, path.substr(kRecordedPrefix.size()))) return false;

@@ -117,7 +117,7 @@ std::optional<std::string> unsupported(const Case& c) {
 }  // namespace
 
 std::vector<Path> eager_paths() {
-  constexpr const char* kBackend = "aten cpu, transformers' steps";
+  constexpr const char* kBackend = "cpu aten, transformers' steps";
   return {make_path("eager", kBackend, unsupported, [](const TorchCase& t) { return eager(t, false); }),
           make_path("eager_fp32", kBackend, unsupported, [](const TorchCase& t) { return eager(t, true); })};
 }

@@ -9,7 +9,7 @@
 namespace sinkscope::torch_paths {
 namespace {
 
-constexpr const char* kBackend = "aten::_scaled_dot_product_flash_attention_for_cpu";
+constexpr const char* kBackend = "cpu aten::_scaled_dot_product_flash_attention_for_cpu";
 constexpr double kMostMaskBytes = 4.0 * (1ULL << 30);
 
 // One piece of a case as the flash op takes it.

@@ -14,16 +14,22 @@
 namespace sinkscope::cli {
 namespace {
 
-void list_paths() {
-  const Gate gate = read_gate(find_gate("default"));
-  for (const Path& path : all_paths()) {
-    fmt::print("{:<28} {:<9} {}\n", path.name, is_judged(gate, path.name) ? "judged" : "observed",
-               path.summary);
+// "judged", "observed", or the backends on which the gate judges the path.
+std::string role_of(const Gate& gate, const std::string& path) {
+  if (is_judged(gate, path)) return "judged";
+  for (const std::string& name : gate.judged) {
+    if (name.starts_with(path + ":")) return "judged on " + name.substr(path.size() + 1);
   }
-  fmt::print("{:<28} {:<9} {}\n", "recorded.NAME", "judged",
-             "outputs that a capture brings (observed where NAME is)");
-  fmt::print("{:<28} {:<9} {}\n", "fault:NAME:PATH", "as PATH",
-             "a known mistake around a path (sinkscope list faults)");
+  return "observed";
+}
+
+void list_paths() {
+  constexpr std::string_view kLine = "{:<27} {:<15} {}\n";
+  const Gate gate = read_gate(find_gate("default"));
+  for (const Path& path : all_paths())
+    fmt::print(kLine, path.name, role_of(gate, path.name), path.summary);
+  fmt::print(kLine, "recorded.NAME", "judged", "outputs that a capture brings (observed where NAME is)");
+  fmt::print(kLine, "fault:NAME:PATH", "as PATH", "a known mistake around a path (sinkscope list faults)");
 }
 
 void list_suites() {
