@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The production sink-attention kernel: one plain interface for every backend (CPU now, CUDA sm_90a next).
 //
-//   S_ij = scale q_i.k_j      LSE_i = log(sum_j exp S_ij + exp s_h)      P = exp(S - LSE)      p_i = exp(s_h
-//   - LSE_i) O = P V     Delta_i = dO_i.O_i     dS = P (dO V^T - Delta + dLSE)     dQ = scale dS K     dK =
-//   scale dS^T Q dV = P^T dO     dsink_h = sum_i p_i (dLSE_i - Delta_i)
+//   S_ij = scale q_i.k_j      LSE_i = log(sum_j exp S_ij + exp s_h)
+//   P = exp(S - LSE)          p_i = exp(s_h - LSE_i)
+//   O = P V                   Delta_i = dO_i.O_i            dS = P (dO V^T - Delta + dLSE)
+//   dQ = scale dS K           dK = scale dS^T Q             dV = P^T dO
+//   dsink_h = sum_i p_i (dLSE_i - Delta_i)
 //
 // This header knows only the C++ library. Nothing here allocates, synchronises or throws: the caller owns
 // every buffer, its size comes from the functions below, and every refusal is a Status with a message, given

@@ -82,6 +82,8 @@ class PathComparison {
       }
       judge_outputs(first, result);
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
+    } catch (const InputError&) {
+      throw;
     } catch (const std::exception& error) {
       result.metrics.clear();
       result.verdicts = {whole_path_row(Verdict::kError, error.what())};

@@ -61,14 +61,20 @@ std::string sink_ignored(const PathResult& path, const HeadFacts& facts) {
                      facts.predicted_gain[loudest]);
 }
 
-// Right out, dv and dsinks with wrong dq and dk is the mark of a dropped LSE gradient.
+// How far over the limit a tensor is; 0 where there is no verdict.
+double severity(const PathResult& path, TensorName name) {
+  const VerdictRow* row = verdict_of(path, name);
+  return row != nullptr && row->limit > 0 ? row->value / row->limit : 0;
+}
+
+// Right out and dsinks with dq and dk far worse than dv is the mark of a dropped LSE gradient.
 std::string lse_gradient_dropped(const PathResult& path) {
   using enum TensorName;
-  if (!passed(path, kOut) || !passed(path, kDv) || !passed(path, kDsinks) || !failed(path, kDq) ||
-      !failed(path, kDk))
-    return {};
+  constexpr double kFar = 10;
+  if (!passed(path, kOut) || !passed(path, kDsinks) || !failed(path, kDq) || !failed(path, kDk)) return {};
+  if (std::min(severity(path, kDq), severity(path, kDk)) < kFar * std::max(1.0, severity(path, kDv))) return {};
   return fmt::format(
-      "{}: out, dv and dsinks are right, dq and dk are not, as when the gradient through the LSE is dropped",
+      "{}: out and dsinks are right, dq and dk are far off, as when the gradient through the LSE is dropped",
       path.path);
 }
 
@@ -77,7 +83,7 @@ std::string missing(const PathResult& path, const VerdictRow& row) {
   return fmt::format("{} gives no {}", path.path, row.tensor);
 }
 
-// What is wrong with one tensor, the most telling thing first.
+// What is wrong with one tensor, the most telling thing first; empty when it is just too far off.
 std::string tensor_sentence(const PathResult& path, const TensorMetrics& metrics, const VerdictRow& row) {
   const std::string_view name = text(metrics.tensor);
   const auto count = static_cast<std::int64_t>(metrics.heads.size());
@@ -112,12 +118,32 @@ std::string tensor_sentence(const PathResult& path, const TensorMetrics& metrics
     return fmt::format("{} {} is {:.3f}x the truth in every head", path.path, name,
                        0.5 * (low->gain + high->gain));
   }
-  const auto worst = static_cast<std::size_t>(row.batch * metrics.h + row.head);
-  const std::string where = row.row >= 0 ? fmt::format(" at row {}", row.row) : "";
-  return fmt::format(
-      "{} {}: {} of {} heads over the limit, worst {} with {} {:.3g}{} (limit {:.3g}, relative L2 {:.2g})",
-      path.path, name, row.failed_heads, count, head_text(metrics, worst), row.metric, row.value, where,
-      row.limit, metrics.heads.at(worst).rel_l2);
+  return {};
+}
+
+// "out", "out and dq", "out, dq and dv".
+std::string list_text(const std::vector<const VerdictRow*>& rows) {
+  std::string list;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    list += (i == 0 ? "" : i + 1 == rows.size() ? " and " : ", ") + rows[i]->tensor;
+  return list;
+}
+
+// For tensors that are just too far off: all of them in one sentence, and where it is worst.
+std::string over_the_limits(const PathResult& path, const std::vector<const VerdictRow*>& rows) {
+  const VerdictRow& worst =
+      **std::max_element(rows.begin(), rows.end(), [](const VerdictRow* a, const VerdictRow* b) {
+        return a->value / a->limit < b->value / b->limit;
+      });
+  std::string where;
+  for (const TensorMetrics& metrics : path.metrics) {
+    if (text(metrics.tensor) == worst.tensor)
+      where = head_text(metrics, static_cast<std::size_t>(worst.batch * metrics.h + worst.head));
+  }
+  if (worst.row >= 0) where += fmt::format(" row {}", worst.row);
+  return fmt::format("{}: {} {} over the limits, farthest {} of {}: {} {:.3g}, limit {:.3g}", path.path,
+                     list_text(rows), rows.size() == 1 ? "is" : "are", worst.tensor, where, worst.metric,
+                     worst.value, worst.limit);
 }
 
 }  // namespace
@@ -126,6 +152,7 @@ std::vector<std::string> describe(const PathResult& path, const HeadFacts& facts
   std::vector<std::string> sentences;
   const std::string ignored = sink_ignored(path, facts);
   if (!ignored.empty()) sentences.push_back(ignored);
+  std::vector<const VerdictRow*> over;
   const std::string dropped = ignored.empty() ? lse_gradient_dropped(path) : std::string();
   if (!dropped.empty()) sentences.push_back(dropped);
   for (const VerdictRow& row : path.verdicts) {
@@ -136,10 +163,17 @@ std::vector<std::string> describe(const PathResult& path, const HeadFacts& facts
     }
     // One cause explains them all: nothing is gained by saying each.
     if (!ignored.empty() || !dropped.empty()) continue;
+    std::string sentence;
     for (const TensorMetrics& metrics : path.metrics) {
-      if (text(metrics.tensor) == row.tensor) sentences.push_back(tensor_sentence(path, metrics, row));
+      if (text(metrics.tensor) == row.tensor) sentence = tensor_sentence(path, metrics, row);
+    }
+    if (sentence.empty()) {
+      over.push_back(&row);
+    } else {
+      sentences.push_back(sentence);
     }
   }
+  if (!over.empty()) sentences.push_back(over_the_limits(path, over));
   return sentences;
 }
 

@@ -80,7 +80,7 @@ struct VerdictRow {
 };
 
 // Is the signed bias of a head beyond chance (t of batch means, Bonferroni over the tensor's heads)? Its size
-// is judged only then.
+// is judged only then. Never in lse: at fp32's scale, neighbouring rows' LSEs round alike.
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head);
 
 // Judges one tensor. Fills every field but problem, path, judged and repro.

@@ -68,6 +68,7 @@ bool is_listed(const std::vector<std::string>& names, std::string_view path, std
 }  // namespace
 
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head) {
+  if (metrics.tensor == TensorName::kLse) return false;
   const double chance =
       student_two_sided(head.bias_t, kBiasDegrees) * static_cast<double>(metrics.heads.size());
   return !(chance >= gate.bias_significance);

@@ -2,11 +2,14 @@
 #include "src/paths/sink_kernel.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "fmt/format.h"
 
 #include "kernels/sink_attention.h"
+#include "src/core/error.hpp"
 
 namespace sinkscope {
 namespace {
@@ -71,11 +74,28 @@ std::vector<std::byte> transposed(const std::byte* from, std::int64_t b, std::in
   return to;
 }
 
+struct IsaName {
+  const char* name;
+  sa::cpu::Isa isa;
+};
+
+// SINKSCOPE_ISA=avx2 (avx512, amx) forces an instruction set, to judge each one of them on one machine.
+IsaName chosen_isa() {
+  constexpr std::array kNames = {IsaName{"avx2", sa::cpu::Isa::kAvx2},
+                                 IsaName{"avx512", sa::cpu::Isa::kAvx512}, IsaName{"amx", sa::cpu::Isa::kAmx}};
+  const char* wanted = std::getenv("SINKSCOPE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return {nullptr, sa::cpu::Isa::kAuto};
+  for (const IsaName& known : kNames) {
+    if (std::string_view(wanted) == known.name) return known;
+  }
+  throw InputError(fmt::format("SINKSCOPE_ISA is '{}', wanted avx2, avx512 or amx", wanted));
+}
+
 // One run: the buffers of a case in the kernel's terms.
 class KernelRun {
  public:
   KernelRun(const Case& c, const PathOptions& options) : case_(c), shape_(c.problem.shape) {
-    cpu_.threads = options.threads;
+    cpu_ = {options.threads, chosen_isa().isa};
     problem_.dtype = kernel_dtype(shape_.dtype);
     problem_.b = shape_.b;
     problem_.hq = shape_.hq;
@@ -206,8 +226,9 @@ Path sink_kernel_path() {
   path.backends = "cpu (AVX2, AVX-512 or AMX)";
   path.unsupported = [](const Case&) { return std::optional<std::string>(); };
   path.run = [](const Case& c, const PathOptions& options) {
-    return PathRun{KernelRun(c, options).run(),
-                   fmt::format("cpu {}", sa::cpu::isa_name(kernel_dtype(c.problem.shape.dtype)))};
+    const char* forced = chosen_isa().name;
+    const char* isa = forced != nullptr ? forced : sa::cpu::isa_name(kernel_dtype(c.problem.shape.dtype));
+    return PathRun{KernelRun(c, options).run(), fmt::format("cpu {}", isa)};
   };
   return path;
 }
