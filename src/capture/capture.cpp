@@ -57,9 +57,9 @@ class CaptureReader {
     c.problem = asked;
     AttentionShape& s = c.problem.shape;
     read_inputs(c);
-    s.causal = number("causal", 0, 1) != 0;
-    s.window = static_cast<std::int64_t>(number("window", 0, 0x7FFFFFFF));
-    s.scale = number("scale", -1e30, 1e30);
+    s.causal = number<std::int64_t>("causal", "whole number", 0, 1) != 0;
+    s.window = number<std::int64_t>("window", "whole number", 0, 0x7FFFFFFF);
+    s.scale = number<double>("scale", "number", -1e30, 1e30);
     s.docs = documents("cu_seqlens", s.sq);
     s.docs_k = documents("cu_seqlens_k", s.sk);
     c.problem.dlse = c.dlse.given();
@@ -92,20 +92,23 @@ class CaptureReader {
     if (value != wanted) fail(fmt::format("has {} '{}', wanted '{}'", key, value, wanted));
   }
 
-  double number(const std::string& key, double least, double most) const {
+  template <typename T>
+  T number(const std::string& key, std::string_view kind, T least, T most) const {
     const std::string text = metadata(key);
-    double value = 0;
+    T value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size() || !(value >= least && value <= most)) {
-      fail(fmt::format("has {} '{}', wanted a number from {} to {}", key, text, least, most));
+      fail(fmt::format("has {} '{}', wanted a {} from {} to {}", key, text, kind, least, most));
     }
     return value;
   }
 
-  // Removes a tensor from the file's map; not given where it is absent.
+  // Removes a tensor from the file's map; not given where it is absent. A scalar would look like that too.
   Tensor take(const std::string& name) {
     auto node = content_.tensors.extract(name);
-    return node.empty() ? Tensor() : std::move(node.mapped());
+    if (node.empty()) return {};
+    if (node.mapped().shape().empty()) fail(fmt::format("has '{}' of shape [], wanted a tensor", name));
+    return std::move(node.mapped());
   }
 
   Tensor take_heads_first(const std::string& name, std::size_t dimensions) {
@@ -161,7 +164,6 @@ class CaptureReader {
     s.d = c.q.shape()[3];
     s.hkv = c.k.shape()[1];
     s.sk = c.k.shape()[2];
-    if (s.d > 256) fail(fmt::format("has a head dim of {}, wanted at most 256", s.d));
     expect_shape("k", c.k, {s.b, s.hkv, s.sk, s.d});
     expect_shape("v", c.v, {s.b, s.hkv, s.sk, s.d});
     if (c.dout.given()) expect_shape("dout", c.dout, {s.b, s.hq, s.sq, s.d});
@@ -218,8 +220,8 @@ class CaptureReader {
         return dot != std::string::npos && dot > 0 && text(t) == std::string_view(name).substr(dot + 1);
       });
       if (kind == kTensorNames.end()) {
-        fail(fmt::format("has a tensor '{}', wanted an input or NAME.out, .lse, .dq, .dk, .dv or .dsinks",
-                         name));
+        fail(fmt::format(
+            "has an unknown tensor '{}', wanted an input or NAME.out, .lse, .dq, .dk, .dv or .dsinks", name));
       }
       const bool has_d = *kind != TensorName::kLse && *kind != TensorName::kDsinks;
       Tensor tensor = has_d ? take_heads_first(name, 4) : take(name);

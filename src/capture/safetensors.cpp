@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <vector>
 
 #include "fmt/format.h"
@@ -25,6 +26,7 @@ static_assert(std::endian::native == std::endian::little, "safetensors are littl
 
 constexpr std::uint64_t kMostHeaderBytes = 100'000'000;
 constexpr std::size_t kMostDimensions = 8;
+constexpr std::size_t kMostDepth = 4;
 
 struct Format {
   std::string_view name;
@@ -47,6 +49,9 @@ class Reader {
   explicit Reader(const std::string& path) : path_(path) {
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) fail("is a folder, wanted a safetensors file");
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+      fail("is a device or a pipe, wanted a safetensors file");
+    }
     stream_.open(path, std::ios::binary | std::ios::ate);
     if (!stream_) fail(fmt::format("cannot be read: {}", std::strerror(errno)));
     size_ = static_cast<std::uint64_t>(stream_.tellg());
@@ -96,13 +101,20 @@ class Reader {
     stream_.read(text.data(), static_cast<std::streamsize>(length));
     if (!stream_) fail("ended inside its header");
 
-    // A repeated key would hide a tensor: the callback sees the keys of the outermost object.
-    std::vector<std::string> keys;
+    // A repeated key would hide a tensor, or a part of one: two readers could see two files.
+    std::array<std::set<std::string>, kMostDepth + 1> keys;  // of the open object, by depth
     std::string trouble;
     const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-      if (depth > 4) trouble = "is nested more than 4 deep";
-      if (event == Json::parse_event_t::key && depth == 1) keys.push_back(parsed.get<std::string>());
-      return depth <= 4;
+      const auto level = static_cast<std::size_t>(depth);
+      if (level > kMostDepth) {
+        trouble = fmt::format("is nested more than {} deep", kMostDepth);
+        return false;
+      }
+      if (event == Json::parse_event_t::object_start && level < kMostDepth) keys[level + 1].clear();
+      if (event == Json::parse_event_t::key && !keys[level].insert(parsed.get<std::string>()).second) {
+        trouble = fmt::format("names '{}' twice", printable(parsed.get<std::string>()));
+      }
+      return true;
     };
     Json header;
     try {
@@ -112,9 +124,6 @@ class Reader {
     }
     if (!trouble.empty()) fail("has a header that " + trouble);
     if (!header.is_object()) fail("has a header that is not a JSON object");
-    std::sort(keys.begin(), keys.end());
-    const auto twice = std::adjacent_find(keys.begin(), keys.end());
-    if (twice != keys.end()) fail(fmt::format("names the tensor '{}' twice", printable(*twice)));
     return header;
   }
 
@@ -157,11 +166,13 @@ class Reader {
     std::uint64_t bytes = size_of(entry.dtype);
     for (const Json& extent : shape) {
       if (!extent.is_number_unsigned() || extent.get<std::uint64_t>() > (std::uint64_t{1} << 40)) {
-        fail(
-            fmt::format("gives '{}' an extent of {}, wanted a whole number up to 2^40", name, extent.dump()));
+        fail(fmt::format("gives '{}' an extent of {}, wanted a whole number up to 2^40", name,
+                         printable(extent.dump())));
       }
       entry.shape.push_back(extent.get<std::int64_t>());
-      if (__builtin_mul_overflow(bytes, extent.get<std::uint64_t>(), &bytes)) bytes = size_ + 1;
+      if (__builtin_mul_overflow(bytes, extent.get<std::uint64_t>(), &bytes)) {
+        fail(fmt::format("gives '{}' a shape {} of more than 2^64 bytes", name, shape_text(entry.shape)));
+      }
     }
     const Json& offsets = member("data_offsets");
     if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
@@ -223,7 +234,8 @@ void write_safetensors(const std::string& path, const Safetensors& content, bool
                     {"data_offsets", {offset, offset + tensor.bytes()}}};
     offset += tensor.bytes();
   }
-  std::string text = header.dump();
+  // A path among the metadata need not be UTF-8, JSON must be.
+  std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // aligned data, as the format's own writer does
 
   PendingFile file(path, overwrite);

@@ -38,26 +38,27 @@ struct SmallFormat {
 constexpr SmallFormat kBf16Format = {7, -126};
 constexpr SmallFormat kFp16Format = {10, -14};
 
-// Rounds to nearest even in steps of the format's last place at `value`; the sign, infinities and NaN are put
-// in afterwards. Both formats have 16 bits, so the largest finite significand follows from significand_bits.
+// Rounds to nearest even, in the bits of the double. Both formats have 16 bits, so everything follows from the
+// size of the significand.
 std::uint16_t round_to(double value, SmallFormat format) {
   const int exponent_bits = 15 - format.significand_bits;
   const auto infinity = static_cast<std::uint16_t>(((1U << exponent_bits) - 1U) << format.significand_bits);
   const auto sign = static_cast<std::uint16_t>(std::signbit(value) ? 0x8000U : 0U);
   if (std::isnan(value))
     return static_cast<std::uint16_t>(sign | infinity | (1U << (format.significand_bits - 1)));
-  const double magnitude = std::fabs(value);
-  if (std::isinf(magnitude)) return sign | infinity;
-  if (magnitude == 0) return sign;
-
-  const int exponent = std::max(std::ilogb(magnitude), format.min_exponent);
-  const double steps = std::nearbyint(std::ldexp(magnitude, format.significand_bits - exponent));
-  // `steps` counts units of the last place from zero of this binade; for normal numbers it carries the hidden
-  // bit, which the addition below turns into the exponent, as a carry out of the significand does.
-  const auto biased = static_cast<std::uint64_t>(exponent - format.min_exponent) << format.significand_bits;
-  const std::uint64_t bits = biased + static_cast<std::uint64_t>(steps);
-  return bits >= infinity ? static_cast<std::uint16_t>(sign | infinity)
-                          : static_cast<std::uint16_t>(sign | bits);
+  const std::uint64_t magnitude = std::bit_cast<std::uint64_t>(value) & ~(std::uint64_t{1} << 63);
+  // A subnormal of the format: in steps of its least value.
+  const std::uint64_t least_normal = static_cast<std::uint64_t>(1023 + format.min_exponent) << 52;
+  if (magnitude < least_normal) {
+    const double step = std::ldexp(1.0, format.min_exponent - format.significand_bits);
+    return sign | static_cast<std::uint16_t>(std::nearbyint(std::fabs(value) / step));
+  }
+  // A carry out of the significand runs into the exponent, as it should; infinity ends up beyond `infinity`.
+  const int shift = 52 - format.significand_bits;
+  const std::uint64_t odd = magnitude >> shift & 1;
+  std::uint64_t bits = (magnitude + (std::uint64_t{1} << (shift - 1)) - 1 + odd) >> shift;
+  bits -= static_cast<std::uint64_t>(1023 + format.min_exponent - 1) << format.significand_bits;
+  return sign | static_cast<std::uint16_t>(std::min<std::uint64_t>(bits, infinity));
 }
 
 }  // namespace
@@ -87,17 +88,15 @@ double widen_bf16(std::uint16_t bits) {
 }
 
 double widen_fp16(std::uint16_t bits) {
-  const int exponent = (bits >> 10) & 0x1F;
-  const int significand = bits & 0x3FF;
-  double magnitude = 0;
-  if (exponent == 0x1F) {
-    magnitude = significand == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(significand, -24);
-  } else {
-    magnitude = std::ldexp(significand + 0x400, exponent - 25);
+  const std::uint64_t exponent = (bits >> 10) & 0x1F;
+  const std::uint64_t significand = bits & 0x3FF;
+  const std::uint64_t sign = static_cast<std::uint64_t>(bits & 0x8000) << 48;
+  if (exponent == 0) {
+    const double magnitude = static_cast<double>(significand) * 0x1p-24;
+    return sign != 0 ? -magnitude : magnitude;
   }
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+  const std::uint64_t wide = exponent == 0x1F ? 0x7FF : exponent + 1023 - 15;
+  return std::bit_cast<double>(sign | wide << 52 | significand << 42);
 }
 
 std::uint16_t round_to_bf16(double value) {

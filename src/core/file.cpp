@@ -24,26 +24,34 @@ namespace {
 
 // What the signal handler removes: it may touch only fixed memory and async-signal-safe calls.
 struct PendingSlot {
-  std::atomic<bool> used = false;
+  std::atomic<bool> taken = false;  // by a PendingFile
+  std::atomic<bool> armed = false;  // its path is complete: the handler may remove it
   std::array<char, 4096> path{};
 };
 std::array<PendingSlot, 16> pending_slots;
 
 int take_slot(const std::string& path) {
+  if (path.size() >= PendingSlot{}.path.size()) {
+    throw InputError(fmt::format("the output path has {} characters, wanted less than {}", path.size(),
+                                 PendingSlot{}.path.size()));
+  }
   for (std::size_t i = 0; i < pending_slots.size(); ++i) {
-    if (pending_slots[i].used) continue;
-    if (path.size() >= pending_slots[i].path.size())
-      throw InputError(fmt::format("the path {} is too long", path));
+    if (pending_slots[i].taken.exchange(true)) continue;
     std::memcpy(pending_slots[i].path.data(), path.c_str(), path.size() + 1);
-    pending_slots[i].used = true;
+    pending_slots[i].armed = true;
     return static_cast<int>(i);
   }
   throw std::logic_error("more than 16 files are being written at once");
 }
 
+void give_back_slot(int slot) {
+  pending_slots[static_cast<std::size_t>(slot)].armed = false;
+  pending_slots[static_cast<std::size_t>(slot)].taken = false;
+}
+
 void remove_pending_and_exit(int signal) {
   for (PendingSlot& slot : pending_slots) {
-    if (slot.used) ::unlink(slot.path.data());
+    if (slot.armed) ::unlink(slot.path.data());
   }
   ::_exit(128 + signal);
 }
@@ -69,14 +77,18 @@ PendingFile::PendingFile(std::string final_path, bool overwrite)
   if (std::filesystem::is_directory(final_path_, ignored)) {
     throw InputError(fmt::format("{} is a folder, wanted a file name", final_path_));
   }
-  if (!overwrite && std::filesystem::exists(final_path_, ignored)) {
+  const bool exists = std::filesystem::exists(final_path_, ignored);
+  if (exists && !std::filesystem::is_regular_file(final_path_, ignored)) {
+    throw InputError(fmt::format("{} is a device or a pipe, wanted a regular file", final_path_));
+  }
+  if (exists && !overwrite) {
     throw InputError(fmt::format("{} exists already; --overwrite replaces it", final_path_));
   }
   slot_ = take_slot(temporary_path_);
   const int fd = ::open(temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) {
     const int reason = errno;
-    pending_slots[static_cast<std::size_t>(slot_)].used = false;
+    give_back_slot(slot_);
     throw EnvironmentError(fmt::format("{} cannot be written: {}", final_path_, std::strerror(reason)));
   }
   ::close(fd);
@@ -84,7 +96,7 @@ PendingFile::PendingFile(std::string final_path, bool overwrite)
 
 PendingFile::~PendingFile() {
   if (!committed_) ::unlink(temporary_path_.c_str());
-  pending_slots[static_cast<std::size_t>(slot_)].used = false;
+  give_back_slot(slot_);
 }
 
 void PendingFile::commit() {

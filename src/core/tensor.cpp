@@ -16,6 +16,10 @@ Tensor::Tensor(DType dtype, std::vector<std::int64_t> shape)
       throw std::invalid_argument(fmt::format("a tensor of shape {} cannot be made", shape_text(shape_)));
     }
   }
+  std::int64_t total_bytes = 0;
+  if (__builtin_mul_overflow(size_, static_cast<std::int64_t>(size_of(dtype)), &total_bytes)) {
+    throw std::invalid_argument(fmt::format("a tensor of shape {} cannot be made", shape_text(shape_)));
+  }
   data_.resize(bytes());
 }
 

@@ -19,7 +19,7 @@ double normal(std::uint64_t seed, Stream stream, std::uint64_t index) {
   std::int64_t sum = 0;
   for (const std::uint32_t word : block) sum += static_cast<std::int64_t>(word & 0xFFFF) + (word >> 16);
   constexpr double kMean = 8 * 65535 / 2.0;
-  constexpr double kDeviation = 53509.4;  // sqrt(8 (2^32 - 1) / 12)
+  constexpr double kDeviation = 53509.92;  // sqrt(8 (2^32 - 1) / 12)
   return (static_cast<double>(sum) - kMean) / kDeviation;
 }
 
@@ -128,8 +128,8 @@ double portable_log(double x) {
   return series + exponent * 0.6931471805599453;
 }
 
-// Around the LSE of a typical row, as the sinks of trained models are: N(log n, 1), n the keys that a middle
-// row sees.
+// N(log n, 1), n the keys that a middle row sees: near the LSE of its logits, so that the sink matters,
+// taking from a small part to most of the row's mass as in the captures.
 double normal_sink(const Problem& p, std::int64_t head) {
   const AttentionShape& s = p.shape;
   std::int64_t keys = s.docs.empty() ? s.sk : s.sk / static_cast<std::int64_t>(s.docs.size());

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <limits>
 #include <map>
 #include <utility>
@@ -20,8 +19,6 @@ namespace {
 constexpr std::array<std::string_view, 2> kLayoutNames = {"bhsd", "bshd"};
 constexpr std::array<std::string_view, 6> kFillNames = {"gaussian", "integers", "cancel",
                                                         "loud",     "ties",     "needle"};
-constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
-
 // Splits at white space; a backslash takes the next character as it is.
 std::vector<std::string> split(std::string_view line) {
   std::vector<std::string> tokens;
@@ -79,7 +76,7 @@ std::vector<std::string_view> split_commas(std::string_view text) {
 std::vector<std::int64_t> parse_lengths(std::string_view text, std::string_view token) {
   std::vector<std::int64_t> lengths;
   for (const std::string_view part : split_commas(text)) {
-    lengths.push_back(parse_count(part, token, 0, std::numeric_limits<std::int32_t>::max()));
+    lengths.push_back(parse_count(part, token, 0, kMostRows));
   }
   return lengths;
 }
@@ -136,15 +133,14 @@ struct TokenForm {
   void (*apply)(Problem& p, std::string_view value, std::string_view token);
 };
 
-constexpr std::int64_t kMostRows = std::numeric_limits<std::int32_t>::max();
-
 const std::array kCounted = {
-    TokenForm{"b", true, [](Problem& p, auto v, auto t) { p.shape.b = parse_count(v, t, 1, 1 << 20); }},
-    TokenForm{"hq", true, [](Problem& p, auto v, auto t) { p.shape.hq = parse_count(v, t, 1, 1 << 16); }},
-    TokenForm{"hkv", true, [](Problem& p, auto v, auto t) { p.shape.hkv = parse_count(v, t, 1, 1 << 16); }},
+    TokenForm{"b", true, [](Problem& p, auto v, auto t) { p.shape.b = parse_count(v, t, 1, kMostBatch); }},
+    TokenForm{"hq", true, [](Problem& p, auto v, auto t) { p.shape.hq = parse_count(v, t, 1, kMostHeads); }},
+    TokenForm{"hkv", true,
+              [](Problem& p, auto v, auto t) { p.shape.hkv = parse_count(v, t, 1, kMostHeads); }},
     TokenForm{"sq", true, [](Problem& p, auto v, auto t) { p.shape.sq = parse_count(v, t, 1, kMostRows); }},
     TokenForm{"sk", true, [](Problem& p, auto v, auto t) { p.shape.sk = parse_count(v, t, 1, kMostRows); }},
-    TokenForm{"d", true, [](Problem& p, auto v, auto t) { p.shape.d = parse_count(v, t, 1, 256); }},
+    TokenForm{"d", true, [](Problem& p, auto v, auto t) { p.shape.d = parse_count(v, t, 1, kMostHeadDim); }},
     TokenForm{"w", true,
               [](Problem& p, auto v, auto t) { p.shape.window = parse_count(v, t, 1, kMostRows); }},
 };
@@ -218,12 +214,6 @@ MatchedToken match(std::string_view token) {
                   token));
 }
 
-std::int64_t total(const std::vector<std::int64_t>& lengths) {
-  std::int64_t sum = 0;
-  for (const std::int64_t length : lengths) sum += length;
-  return sum;
-}
-
 }  // namespace
 
 std::string_view name_of(Layout layout) {
@@ -268,42 +258,11 @@ Problem parse_problem(std::string_view line) {
   }
   AttentionShape& s = p.shape;
   if (!seen.contains("hkv")) s.hkv = s.hq;
-  if (!seen.contains("sq") && !s.docs.empty()) s.sq = total(s.docs);
-  if (!seen.contains("sk")) s.sk = s.docs.empty() ? s.sq : total(s.docs_k.empty() ? s.docs : s.docs_k);
+  if (!seen.contains("sq") && !s.docs.empty()) s.sq = total_of(s.docs);
+  if (!seen.contains("sk")) s.sk = s.docs.empty() ? s.sq : total_of(s.docs_k.empty() ? s.docs : s.docs_k);
   if (!seen.contains("scale")) s.scale = default_scale(s.d);
   check_problem(p);
   return p;
-}
-
-void check_problem(const Problem& p) {
-  const AttentionShape& s = p.shape;
-  const auto require = [&](bool condition, auto message) {
-    if (!condition) throw InputError(fmt::format("impossible problem: {}", message()));
-  };
-  require(s.hq % s.hkv == 0, [&] { return fmt::format("hq{} is not a multiple of hkv{}", s.hq, s.hkv); });
-  require(s.window == 0 || s.causal, [&] { return fmt::format("w{} needs causal, saw full", s.window); });
-  require(std::isfinite(s.scale), [&] { return fmt::format("scale={} is not finite", s.scale); });
-  require(!std::isnan(p.sink_value), [] { return std::string("sink=nan; a sink is a number, inf or -inf"); });
-  require(!p.residual || s.dtype != DType::kFp32,
-          [] { return std::string("residual needs bf16 or fp16, saw fp32"); });
-  for (const std::int64_t heads : {s.b * s.hq * s.sq, s.b * s.hkv * s.sk}) {
-    require(heads <= kMostElements / s.d,
-            [&] { return fmt::format("a tensor would have over 2^40 elements ({} x {})", heads, s.d); });
-  }
-  if (s.docs.empty()) {
-    require(s.docs_k.empty(),
-            [&] { return fmt::format("docs_k={} without docs=", fmt::join(s.docs_k, ",")); });
-    return;
-  }
-  const std::vector<std::int64_t>& keys = s.docs_k.empty() ? s.docs : s.docs_k;
-  require(s.b == 1,
-          [&] { return fmt::format("docs= needs b1 (a packed row is one batch entry), saw b{}", s.b); });
-  require(keys.size() == s.docs.size(),
-          [&] { return fmt::format("docs= has {} documents, docs_k= {}", s.docs.size(), keys.size()); });
-  require(total(s.docs) == s.sq,
-          [&] { return fmt::format("docs= add up to {}, sq is {}", total(s.docs), s.sq); });
-  require(total(keys) == s.sk,
-          [&] { return fmt::format("documents have {} keys, sk is {}", total(keys), s.sk); });
 }
 
 }  // namespace sinkscope
