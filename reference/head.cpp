@@ -141,7 +141,8 @@ void HeadWorker::forward(const HeadView& head, const Block& block) {
     head.entropy[row] = std::max(0.0, entropy);
     if (sigma_) {
       const double sum = (p_.row(i).array().square() * tau2_.row(i).array()).sum();
-      head.sigma_lse[row] = std::isfinite(lse) ? std::sqrt(square(lse) + 1 + sum) : 0;
+      const double adds = static_cast<double>(count) / 16;
+      head.sigma_lse[row] = std::isfinite(lse) ? std::sqrt(square(lse) + 1 + adds + sum) : 0;
     }
   }
   const ConstMatrixMap v(head.v + block.key * head.d, block.n, head.d);

@@ -70,7 +70,7 @@ prepare_torch() {
   tools/python_env
 }
 
-# build PRESET: configures and builds, with ninja's own progress.
+# build PRESET [TARGET ...]: configures and builds, with ninja's own progress.
 build() {
   say "build: configuring preset $1"
   local log
@@ -81,6 +81,8 @@ build() {
   }
   grep -h -- '-- libtorch' "$log" || true
   rm -f "$log"
-  say "build: compiling (about two minutes on 2 cores the first time)"
-  NINJA_STATUS='[%f/%t, %es] ' cmake --build --preset "$1"
+  say "build: compiling (one to three minutes on 2 cores the first time)"
+  local preset=$1
+  shift
+  NINJA_STATUS='[%f/%t, %es] ' cmake --build --preset "$preset" ${1:+--target "$@"}
 }
