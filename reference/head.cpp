@@ -76,10 +76,8 @@ void HeadWorker::products_of_squares(const ConstMatrixMap& a, const Matrix& b2, 
   }
 }
 
-double HeadWorker::row_rounding(const HeadView& head, const Block& block, std::int64_t i) const {
-  const double lse = head.lse[block.row + i];
-  if (!std::isfinite(lse)) return 0;
-  return rho2_ * (square(lse) + static_cast<double>(block.count(head.span, i)) / 16);
+double HeadWorker::row_rounding(const HeadView& head, std::int64_t row) const {
+  return rho2_ * square(head.sigma_lse[row]);
 }
 
 void HeadWorker::run(const HeadView& head, HeadSums& sums) {
@@ -181,13 +179,12 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
       const auto visible_dp = dp.segment(block.first(head.span, i), block.count(head.span, i));
       double sigma2 = (p * dp).square().sum() + eta2_ * visible_dp.square().sum() +
                       (dout.row(i).array().square() * (out.row(i).array().square() + eta2_)).sum();
-      sigma2 += square(delta(i)) * row_rounding(head, block, i);
+      sigma2 += square(delta(i)) * row_rounding(head, row);
       if (fp32_) sigma2 += (p.square() * (tau2_.row(i).array() * dp.square() + psi2_.row(i).array())).sum();
       head.sigma_delta[row] = std::sqrt(sigma2);
       const double term = p_sink * shift;
-      const double lse = std::isfinite(head.lse[row]) ? head.lse[row] : 0;
-      const double fp32 = square(term) * (1 + square(lse) + static_cast<double>(head.span.rows) / 16);
-      sums.sigma2_dsink += square(p_sink) * sigma2 + rho2_ * fp32;
+      const double fp32 = 1 + static_cast<double>(head.span.rows) / 16;
+      sums.sigma2_dsink += square(p_sink) * sigma2 + square(term) * (rho2_ * fp32 + row_rounding(head, row));
     }
     dp = p * (dp + shift);
   }
@@ -211,7 +208,7 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
   const bool with_backward = head.dout != nullptr;
   const auto out = block.rows_of(static_cast<const double*>(head.out), d);
   Vector row_terms(block.m);
-  for (std::int64_t i = 0; i < block.m; ++i) row_terms(i) = 1 + row_rounding(head, block, i);
+  for (std::int64_t i = 0; i < block.m; ++i) row_terms(i) = 1 + row_rounding(head, block.row + i);
   Matrix sigma2_out = row_terms.asDiagonal() * out.array().square().matrix();
   Matrix sigma2_dq = Matrix::Zero(block.m, d);
   Matrix pk = Matrix::Zero(block.m, d);

@@ -64,8 +64,8 @@ class HeadWorker {
   void products_of_squares(const ConstMatrixMap& a, const Matrix& b2, double scale, const Block& block,
                            Matrix& to) const;
 
-  // The fp32 rounding of a row's normaliser, squared, in units of u: relative, and the same for all its keys.
-  double row_rounding(const HeadView& head, const Block& block, std::int64_t i) const;
+  // The rounding of a row's normaliser, (rho sigma_LSE)^2: relative, and the same for all keys of the row.
+  double row_rounding(const HeadView& head, std::int64_t row) const;
 
   Rounding rounding_;
   bool sigma_;

@@ -31,6 +31,9 @@ nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& pr
 // Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.
 nlohmann::json bench_reference_memory(const BenchOptions& options);
 
+// The machine and the libraries, as a record has them.
+nlohmann::json machine_json(int threads);
+
 // {"median": ..., "min": ..., "max": ...} of timed repeats.
 nlohmann::json spread_of(std::vector<double> seconds);
 

@@ -6,7 +6,6 @@
 
 #include "src/bench/bench.hpp"
 #include "src/paths/path.hpp"
-#include "src/record/run_info.hpp"
 
 namespace sinkscope {
 namespace {
@@ -54,7 +53,7 @@ nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& pr
     entry["speedup_over_eager"] = speedup("eager");
     entry["speedup_over_aten_flash"] = speedup("flash_attention_2");
   }
-  for (const auto& [name, value] : collect_run_info("", options.threads)) result["machine"][name] = value;
+  result["machine"] = machine_json(options.threads);
   return result;
 }
 

@@ -17,10 +17,10 @@ namespace {
 constexpr const char* kLine = "b1 hq8 hkv8 sq2048 sk2048 d64 fp32 causal seed=1";
 constexpr int kGemmSize = 1024;
 constexpr int kGemmCount = 4;
-// Matrix products of the truth: logits, out, dP, dQ, dK, dV; with sigma also tau, and those of out, dq (two),
-// dk (two), dv.
+// Matrix products of the truth: logits, out, dP, dQ, dK, dV; with sigma also tau and psi, and those of out, dq
+// (two), dk (two), dv.
 constexpr int kProducts = 6;
-constexpr int kSigmaProducts = 7;
+constexpr int kSigmaProducts = 8;
 
 double seconds_of(const std::function<void()>& body) {
   const auto start = std::chrono::steady_clock::now();
@@ -115,8 +115,16 @@ nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress&
     result["torch_float64_speedup"] = nullptr;
     result["torch_unavailable"] = torch.unavailable;
   }
-  for (const auto& [name, value] : collect_run_info("", threads)) result["machine"][name] = value;
+  result["machine"] = machine_json(threads);
   return result;
+}
+
+nlohmann::json machine_json(int threads) {
+  nlohmann::json machine;
+  for (const auto& [name, value] : collect_run_info("", threads)) {
+    if (name != "command_line") machine[name] = value;
+  }
+  return machine;
 }
 
 nlohmann::json bench_reference_memory(const BenchOptions& options) {
@@ -127,7 +135,8 @@ nlohmann::json bench_reference_memory(const BenchOptions& options) {
   getrusage(RUSAGE_SELF, &usage);
   return {{"problem", kLargeLine},
           {"seconds", seconds},
-          {"peak_gib", static_cast<double>(usage.ru_maxrss) / (1 << 20)}};
+          {"peak_gib", static_cast<double>(usage.ru_maxrss) / (1 << 20)},
+          {"machine", machine_json(options.threads)}};
 }
 
 }  // namespace sinkscope

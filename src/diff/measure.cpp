@@ -150,7 +150,7 @@ class HeadMeasurement {
       m_.max_abs = magnitude;
       m_.max_abs_at = {row, column};
     }
-    ulps_.push_back(static_cast<float>(magnitude / last_place(ref, format_)));
+    ulps_.push_back(magnitude / last_place(ref, format_));
     sums.z2 += z * z;
     sums.err2 += err * err;
     sums.ref2 += ref * ref;
@@ -215,7 +215,7 @@ class HeadMeasurement {
     const auto at = static_cast<std::ptrdiff_t>(std::ceil(share * static_cast<double>(ulps_.size()))) - 1;
     const auto nth = ulps_.begin() + std::max<std::ptrdiff_t>(0, at);
     std::nth_element(ulps_.begin(), nth, ulps_.end());
-    return static_cast<double>(*nth);
+    return *nth;
   }
 
   const HeadData& data_;
@@ -225,7 +225,7 @@ class HeadMeasurement {
   RowSums total_;
   std::array<double, kBiasBlocks> bias_blocks_{};
   std::array<RowSums, kProfileBins> profile_{};
-  std::vector<float> ulps_;
+  std::vector<double> ulps_;
 };
 
 // flash-attention's own criterion: twice the largest error of the 16-bit baseline, plus twice what plain

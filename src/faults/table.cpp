@@ -130,6 +130,7 @@ Path window_plus_one(const Path& healthy) {
 Path dlse_dropped(const Path& healthy) {
   const auto invisible = [](const Case& c) -> std::optional<std::string> {
     if (!c.dout.given()) return "the mistake is in the backward, the case has none";
+    if (!c.problem.grads.q && !c.problem.grads.k) return "the mistake is in dq and dk, the case asks for neither";
     if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
     return std::nullopt;
   };
@@ -162,7 +163,11 @@ Path dlse_dropped(const Path& healthy) {
 }
 
 Path dsink_missing(const Path& healthy) {
-  return wrap(healthy, "dsink_missing", needs_sinks,
+  const auto invisible = [](const Case& c) -> std::optional<std::string> {
+    if (c.sinks.given() && c.dout.given() && c.problem.grads.s) return std::nullopt;
+    return "the mistake is in dsinks, the case does not ask for it";
+  };
+  return wrap(healthy, "dsink_missing", invisible,
               [](const Path& path, const Case& c, const PathOptions& options) {
                 PathRun run = path.run(c, options);
                 for (std::int64_t h = 0; h < run.outputs.dsinks.size(); ++h) run.outputs.dsinks.set(h, 0);

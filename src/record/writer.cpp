@@ -235,7 +235,9 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
 
 struct RecordWriter::State {
   State(const std::string& path, bool overwrite)
-      : pending(path, overwrite), sidecar(path + ".partial.jsonl", true) {}
+      : pending(path, overwrite) {
+    sidecar.emplace(path + ".partial.jsonl", true);
+  }
 
   // Turns HDF5's complaint into the sentence that a person needs.
   template <typename Body>
@@ -250,7 +252,7 @@ struct RecordWriter::State {
   }
 
   PendingFile pending;
-  PendingFile sidecar;  // never committed: the destructor removes it, a crash leaves it
+  std::optional<PendingFile> sidecar;  // never committed: removed at the end, a crash leaves it
   std::ofstream sidecar_stream;
   std::optional<h5::Handle> file;
   std::optional<h5::Handle> problems;
@@ -259,7 +261,7 @@ struct RecordWriter::State {
 
 RecordWriter::RecordWriter(const std::string& path, const RunInfo& info, const Gate& gate, bool overwrite)
     : state_(std::make_unique<State>(path, overwrite)) {
-  state_->sidecar_stream.open(state_->sidecar.temporary_path(), std::ios::binary);
+  state_->sidecar_stream.open(state_->sidecar->temporary_path(), std::ios::binary);
   state_->guarded([&] {
     state_->file.emplace(h5::create_file(state_->pending.temporary_path()));
     const hid_t file = *state_->file;
@@ -280,7 +282,7 @@ void RecordWriter::add(const CaseResult& result, const Case* saved) {
   for (const PathResult& path : result.paths) {
     for (const VerdictRow& row : path.verdicts) {
       state_->verdicts.push_back(row);
-      state_->sidecar_stream << json_of(row).dump() << '\n';
+      state_->sidecar_stream << json_of(row).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
     }
   }
   state_->sidecar_stream.flush();
@@ -302,6 +304,7 @@ void RecordWriter::finish() {
     state_->file.reset();
   });
   state_->pending.commit();
+  state_->sidecar.reset();
 }
 
 }  // namespace sinkscope

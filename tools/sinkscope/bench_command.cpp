@@ -10,7 +10,7 @@
 
 namespace sinkscope::cli {
 
-void add_bench_command(CLI::App& app, Context&) {
+void add_bench_command(CLI::App& app, Context& context) {
   struct Arguments {
     std::string what, json;
     BenchOptions options;
@@ -31,17 +31,18 @@ void add_bench_command(CLI::App& app, Context&) {
       ->check(CLI::Range(0, 4096));
   command->add_flag("--overwrite", arguments->overwrite, "Replace the file if it exists");
   command->footer("Example:\n  sinkscope bench reference --json reference.json");
-  command->callback([arguments] {
+  command->callback([arguments, &context] {
     ProgressLine line(true, 1);
     const auto progress = [&](std::string_view what, int round) {
       line.update(what, fmt::format("round {}", round),
                   static_cast<double>(round) / (arguments->options.rounds + 1));
     };
-    const nlohmann::json figures = arguments->what == "kernel" ? bench_kernel(arguments->options, progress)
+    nlohmann::json figures = arguments->what == "kernel" ? bench_kernel(arguments->options, progress)
                                    : arguments->what == "memory"
                                        ? bench_reference_memory(arguments->options)
                                        : bench_reference(arguments->options, progress);
     line.clear();
+    figures["command"] = context.command_line;
     const std::string text = figures.dump(2) + "\n";
     fmt::print("{}", text);
     if (!arguments->json.empty()) write_file(arguments->json, text, arguments->overwrite);

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every planted fault is caught by the default gate, in the tensors where it is, or says why it cannot be seen.
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+
+#include "fmt/format.h"
+#include "gtest/gtest.h"
+
+#include "src/compare/compare.hpp"
+#include "src/core/error.hpp"
+#include "src/faults/fault.hpp"
+
+namespace sinkscope {
+namespace {
+
+std::set<std::string> failed_tensors(const PathResult& path) {
+  std::set<std::string> failed;
+  for (const VerdictRow& row : path.verdicts) {
+    if (row.verdict == Verdict::kFailed) failed.insert(row.tensor);
+  }
+  return failed;
+}
+
+PathResult compared(const std::string& line, const std::string& fault) {
+  const Case c = generate_case(parse_problem(line), "test");
+  CompareOptions options;
+  options.paths = {fmt::format("fault:{}:sink_kernel", fault)};
+  return compare_case(c, read_gate("reports/gates/default.toml"), options).paths.at(0);
+}
+
+TEST(Faults, FailInTheTensorsWhereTheyAre) {
+  const std::set<std::string> all = {"out", "lse", "dq", "dk", "dv", "dsinks"};
+  const std::map<std::string, std::set<std::string>> wanted = {
+      {"sink_ignored", all},     {"sink_permuted", all}, {"dq_head_lost", {"dq"}},
+      {"dq_scaled", {"dq"}},     {"window_plus_one", all}, {"dlse_dropped", {"dq", "dk"}},
+      {"dsink_missing", {"dsinks"}}};
+  for (const Fault& fault : all_faults()) {
+    for (const char* dtype : {"bf16", "fp16", "fp32"}) {
+      const PathResult path =
+          compared(fmt::format("b1 hq4 hkv2 sq300 sk300 d64 {} causal w32 seed=3", dtype), fault.name);
+      EXPECT_EQ(failed_tensors(path), wanted.at(fault.name)) << fault.name << " " << dtype;
+    }
+  }
+}
+
+TEST(Faults, SayWhereTheyCannotBeSeen) {
+  const auto reason = [](const std::string& line, const std::string& fault) {
+    return compared(line, fault).verdicts.at(0);
+  };
+  for (const auto& [line, fault] :
+       {std::pair{"sq64 sink=none", "sink_ignored"}, {"sq64 hq1", "sink_permuted"}, {"sq64", "window_plus_one"},
+        {"sq64 w64", "window_plus_one"}, {"sq64 grads=v", "dq_scaled"}, {"sq64 grads=v", "dq_head_lost"},
+        {"sq64 grads=q", "dsink_missing"}}) {
+    EXPECT_EQ(reason(line, fault).verdict, Verdict::kSkipped) << line << " " << fault;
+    EXPECT_FALSE(reason(line, fault).reason.empty());
+  }
+}
+
+TEST(Faults, AreFoundByName) {
+  EXPECT_EQ(find_fault("dq_scaled").name, "dq_scaled");
+  EXPECT_THROW(find_fault("dq_sacled"), InputError);
+  EXPECT_THROW(find_path("fault:dq_scaled", Case{}), InputError);
+  EXPECT_THROW(find_path("fault:dq_scaled:nothing", Case{}), InputError);
+}
+
+}  // namespace
+}  // namespace sinkscope
