@@ -18,14 +18,19 @@ function(sinkscope_add_library name)
   target_include_directories(sinkscope_${name} PUBLIC ${PROJECT_SOURCE_DIR})
 endfunction()
 
-# sinkscope_add_test(FOLDER/NAME_test LINKS ... [LABELS ...] [TIMEOUT s]): one test program from FOLDER/NAME_test.cpp,
-# run from the source folder.
+# sinkscope_add_test(FOLDER/NAME_test [LINKS ...] [LABELS ...] [TIMEOUT s] [RUNS_COMMAND]): one test program from
+# FOLDER/NAME_test.cpp, run from the source folder. RUNS_COMMAND tells it where the built command is.
 function(sinkscope_add_test path)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LINKS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "RUNS_COMMAND" "TIMEOUT" "LINKS;LABELS" ${ARGN})
   string(REPLACE "/" "_" target ${path})
   add_executable(${target} ${path}.cpp)
   target_link_libraries(${target} PRIVATE ${ARG_LINKS} sinkscope_options GTest::gtest_main)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  if(ARG_RUNS_COMMAND)
+    add_dependencies(${target} sinkscope)
+    target_compile_definitions(${target} PRIVATE SINKSCOPE_EXECUTABLE="$<TARGET_FILE:sinkscope>"
+      SINKSCOPE_BUILD_DIR="${PROJECT_BINARY_DIR}" $<$<BOOL:${SINKSCOPE_TORCH}>:SINKSCOPE_WITH_TORCH>)
+  endif()
   add_test(NAME ${path} COMMAND ${target} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)

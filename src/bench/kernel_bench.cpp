@@ -5,7 +5,7 @@
 #include <map>
 
 #include "src/bench/bench.hpp"
-#include "src/paths/path.hpp"
+#include "src/paths/table.hpp"
 
 namespace sinkscope {
 namespace {

@@ -9,6 +9,7 @@
 
 #include "src/compare/sentences.hpp"
 #include "src/core/error.hpp"
+#include "src/paths/table.hpp"
 
 namespace sinkscope {
 namespace {

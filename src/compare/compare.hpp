@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "src/gate/gate.hpp"
-#include "src/paths/path.hpp"
+#include "src/inputs/path.hpp"
 #include "src/record/record.hpp"
 
 namespace sinkscope {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "src/paths/path.hpp"
+#include "src/inputs/path.hpp"
 
 namespace sinkscope {
 

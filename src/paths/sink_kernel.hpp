@@ -2,7 +2,7 @@
 // The production kernel as a path.
 #pragma once
 
-#include "src/paths/path.hpp"
+#include "src/inputs/path.hpp"
 
 namespace sinkscope {
 

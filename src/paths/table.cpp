@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "src/paths/table.hpp"
+
 #include <algorithm>
 #include <array>
 
@@ -7,7 +9,6 @@
 
 #include "src/core/error.hpp"
 #include "src/faults/fault.hpp"
-#include "src/paths/path.hpp"
 #include "src/paths/sink_kernel.hpp"
 #include "src/torch/module.hpp"
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <hdf5_hl.h>
+#include <string_view>
 #include <utility>
 
 namespace sinkscope::h5 {
@@ -10,13 +11,15 @@ namespace {
 
 constexpr hsize_t kMostElements = hsize_t{1} << 34;
 
-// HDF5 prints its error stack unless told not to.
-void silence() {
-  static const bool kSilent = [] {
+// Comes before any other call of HDF5. It prints its error stack unless told not to, and at exit it would flush
+// files that a full disk left open, and crash: every handle here is closed by its owner.
+void prepare() {
+  static const bool kPrepared = [] {
+    H5dont_atexit();
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
     return true;
   }();
-  static_cast<void>(kSilent);
+  static_cast<void>(kPrepared);
 }
 
 std::string innermost_reason() {
@@ -28,6 +31,13 @@ std::string innermost_reason() {
         return 0;
       },
       &reason);
+  // A failed write comes as a paragraph; the system's own words for it are in quotes.
+  constexpr std::string_view kMark = "error message = '";
+  const std::size_t mark = reason.find(kMark);
+  if (mark != std::string::npos) {
+    reason.erase(0, mark + kMark.size());
+    reason.erase(std::min(reason.find('\''), reason.size()));
+  }
   return reason.empty() ? "no reason given" : reason;
 }
 
@@ -99,13 +109,20 @@ void check(herr_t status, const std::string& what) {
   if (status < 0) throw Hdf5Error(what + ": " + innermost_reason());
 }
 
+std::string version() {
+  prepare();
+  unsigned major = 0, minor = 0, release = 0;
+  check(H5get_libversion(&major, &minor, &release), "version");
+  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release);
+}
+
 Handle create_file(const std::string& path) {
-  silence();
+  prepare();
   return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose, path};
 }
 
 Handle open_file(const std::string& path) {
-  silence();
+  prepare();
   return {H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose, path};
 }
 

@@ -34,6 +34,9 @@ class Handle {
 
 using Extents = std::vector<hsize_t>;
 
+// "1.10.8": of the library that is loaded.
+std::string version();
+
 Handle create_file(const std::string& path);
 Handle open_file(const std::string& path);
 Handle create_group(hid_t parent, const std::string& name);

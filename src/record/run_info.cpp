@@ -4,12 +4,12 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
-#include <hdf5.h>
 #include <thread>
 
 #include "fmt/format.h"
 
 #include "sinkscope_version.hpp"
+#include "src/record/h5.hpp"
 #include "src/torch/module.hpp"
 
 namespace sinkscope {
@@ -49,12 +49,6 @@ std::string utc_now() {
   return text;
 }
 
-std::string hdf5_version() {
-  unsigned major = 0, minor = 0, release = 0;
-  H5get_libversion(&major, &minor, &release);
-  return fmt::format("{}.{}.{}", major, minor, release);
-}
-
 }  // namespace
 
 RunInfo collect_run_info(const std::string& command_line, int threads) {
@@ -71,7 +65,7 @@ RunInfo collect_run_info(const std::string& command_line, int threads) {
           {"driver", nvidia_fact("/proc/driver/nvidia/version", "NVRM version")},
           {"cuda", "none"},
           {"torch", torch.empty() ? "none" : torch},
-          {"hdf5", hdf5_version()}};
+          {"hdf5", h5::version()}};
 }
 
 }  // namespace sinkscope

@@ -245,6 +245,7 @@ struct RecordWriter::State {
     try {
       body();
     } catch (const h5::Hdf5Error& error) {
+      problems.reset();
       file.reset();
       throw EnvironmentError(
           fmt::format("{} could not be written (is the disk full?): {}", pending.final_path(), error.what()));

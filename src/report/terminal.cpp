@@ -71,18 +71,24 @@ const TensorMetrics* metrics_of(const PathResult& path, const std::string& tenso
   return nullptr;
 }
 
-constexpr const char* kRowFormat = "  {:<27} {:<7} {:<19} {:>9}  {:<10} {:>8} {:>7} {:>9} {:>9}\n";
+// The width of the column of paths.
+std::size_t label_width(const CaseResult& result) {
+  std::size_t width = 18;
+  for (const PathResult& path : result.paths) width = std::max(width, path.path.size());
+  return width;
+}
 
 std::string table_row(const CaseResult& result, const PathResult& path, const VerdictRow& row,
-                      const std::string& label, const TerminalStyle& style) {
+                      const std::string& name, const TerminalStyle& style) {
+  const std::string label = fmt::format("{:<{}}", name, label_width(result));
   const std::string verdict = fmt::format("{:<19}", verdict_text(row));
   const std::string coloured = painted(verdict, colour_of(row), style);
   const TensorMetrics* metrics = metrics_of(path, row.tensor);
   if (metrics == nullptr || row.head < 0) {
-    return fmt::format("  {:<27} {:<7} {} {}\n", label, row.tensor, coloured, row.reason);
+    return fmt::format("  {} {:<7} {} {}\n", label, row.tensor, coloured, row.reason);
   }
   const HeadMetrics& head = metrics->heads.at(static_cast<std::size_t>(row.batch * metrics->h + row.head));
-  return fmt::format("  {:<27} {:<7} {} {:>9}  {:<10} {:>8} {:>7} {:>8.0f}% {:>9}{}\n", label, row.tensor,
+  return fmt::format("  {} {:<7} {} {:>9}  {:<10} {:>8} {:>7} {:>8.0f}% {:>9}{}\n", label, row.tensor,
                      coloured, head_label(*metrics, row.batch, row.head), row.metric, number(row.value),
                      number(row.limit), 100 * sink_mass(result, *metrics, row.batch, row.head),
                      number(head.rel_l2), row.reason.empty() ? "" : "  " + row.reason);
@@ -120,9 +126,11 @@ std::string render_case(const CaseResult& result, const TerminalStyle& style) {
                                s.window > 0 ? fmt::format(" w{}", s.window) : ""),
                    kDim, style);
   }
-  out += painted(fmt::format(kRowFormat, "path", "tensor", "verdict", "worst head", "metric", "value",
-                             "limit", "sink mass", "rel L2"),
-                 kDim, style);
+  out += painted(fmt::format("  {:<{}} {:<7} {:<19} {:>9}  {:<10} {:>8} {:>7} {:>9} {:>9}", "path",
+                             label_width(result), "tensor", "verdict", "worst", "metric", "value", "limit",
+                             "sink mass", "rel L2"),
+                 kDim, style) +
+         "\n";
   for (const PathResult& path : result.paths) {
     std::string label = path.path;
     for (const VerdictRow& row : path.verdicts) {

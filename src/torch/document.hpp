@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 
-#include "src/paths/path.hpp"
+#include "src/inputs/path.hpp"
 
 namespace sinkscope::torch_paths {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "src/paths/path.hpp"
+#include "src/inputs/path.hpp"
 
 namespace sinkscope {
 

@@ -11,6 +11,7 @@
 #include "src/compare/compare.hpp"
 #include "src/core/error.hpp"
 #include "src/faults/fault.hpp"
+#include "src/paths/table.hpp"
 
 namespace sinkscope {
 namespace {

@@ -5,7 +5,7 @@
 #include "gtest/gtest.h"
 
 #include "src/core/error.hpp"
-#include "src/paths/path.hpp"
+#include "src/paths/table.hpp"
 
 namespace sinkscope {
 namespace {

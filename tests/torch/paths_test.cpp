@@ -6,7 +6,7 @@
 #include "gtest/gtest.h"
 
 #include "src/diff/diff.hpp"
-#include "src/paths/path.hpp"
+#include "src/paths/table.hpp"
 #include "src/truth/truth.hpp"
 
 namespace sinkscope {

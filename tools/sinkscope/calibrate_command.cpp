@@ -27,7 +27,9 @@ void add_calibrate_command(CLI::App& app, Context& context) {
   command->add_option("--seeds", arguments->options.seeds, "Seeds per fill and format")
       ->capture_default_str()
       ->check(CLI::Range(1, 10000));
-  command->add_option("--paths", arguments->options.paths, "Healthy paths, by commas")->delimiter(',');
+  command->add_option("--paths", arguments->options.paths, "Healthy paths, by commas")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command->add_option("--threads", arguments->options.threads, "Threads (0: all)")
       ->capture_default_str()
       ->check(CLI::Range(0, 4096));

@@ -7,6 +7,7 @@
 #include "src/capture/capture.hpp"
 #include "src/compare/compare.hpp"
 #include "src/core/file.hpp"
+#include "src/paths/table.hpp"
 #include "src/report/machine.hpp"
 #include "src/report/terminal.hpp"
 #include "tools/sinkscope/commands.hpp"
@@ -94,13 +95,15 @@ void add_compare_command(CLI::App& app, Context& context) {
   command->add_option("INPUT", arguments->inputs,
                       "Captures (.safetensors), folders of captures, or quoted problem lines");
   command->add_option("--suite", arguments->suites,
-                      "A file of problem lines, or the name of a shipped suite (sinkscope list suites)");
+                      "A file of problem lines, or the name of a shipped suite (sinkscope list suites)")
+      ->allow_extra_args(false);
   command->add_option("-o,--output", arguments->output,
                       "Write the HDF5 record here; without it nothing is recorded");
   command
       ->add_option("--paths", arguments->options.paths,
                    "Paths to run, by commas (default: all; sinkscope list paths)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command
       ->add_option("--truth", arguments->truth,
                    "What is held to be true: eigen (double precision on the CPU)")
@@ -110,9 +113,11 @@ void add_compare_command(CLI::App& app, Context& context) {
   command
       ->add_option("--judge", arguments->judged,
                    "Judge exactly these paths, by commas; all others are observed")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command->add_option("--require", arguments->options.required,
-                      "PATH[:BACKEND] that must have run, else exit 3 (repeatable)");
+                      "PATH[:BACKEND] that must have run, else exit 3 (repeatable)")
+      ->allow_extra_args(false);
   command->add_option("--repeat", arguments->options.repeat, "Runs of each path, compared bit by bit")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));

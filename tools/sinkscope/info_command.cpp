@@ -2,7 +2,7 @@
 #include "fmt/format.h"
 
 #include "kernels/sink_attention.h"
-#include "src/paths/path.hpp"
+#include "src/paths/table.hpp"
 #include "src/record/run_info.hpp"
 #include "src/torch/module.hpp"
 #include "tools/sinkscope/commands.hpp"

@@ -6,7 +6,7 @@
 #include "src/diff/diff.hpp"
 #include "src/faults/fault.hpp"
 #include "src/gate/gate.hpp"
-#include "src/paths/path.hpp"
+#include "src/paths/table.hpp"
 #include "src/problem/problem.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/data_files.hpp"

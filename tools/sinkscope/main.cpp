@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "sinkscope_version.hpp"
 #include "src/core/file.hpp"
@@ -26,6 +27,18 @@ std::string joined(int count, char** arguments) {
 int complain(const std::exception& error, ExitCode code) {
   fmt::print(stderr, "sinkscope: {}\n", error.what());
   return static_cast<int>(code);
+}
+
+// CLI11 would only say that a subcommand is missing.
+void check_command_name(const CLI::App& app, int count, char** arguments) {
+  if (count < 2 || arguments[1][0] == '-') return;
+  std::vector<std::string> known;
+  for (const CLI::App* command : app.get_subcommands({})) {
+    if (command->get_name() == arguments[1]) return;
+    known.push_back(command->get_name());
+  }
+  throw sinkscope::InputError(
+      fmt::format("command '{}' is not known, wanted one of {}", arguments[1], fmt::join(known, ", ")));
 }
 
 }  // namespace
@@ -53,6 +66,7 @@ int main(int count, char** arguments) {
     add(app, context);
   }
   try {
+    check_command_name(app, count, arguments);
     app.parse(count, arguments);
     return static_cast<int>(context.exit_code);
   } catch (const CLI::Success& wanted) {

@@ -77,7 +77,8 @@ void add_gate_command(CLI::App& app, Context& context) {
   command
       ->add_option("--judge", arguments->judged,
                    "Judge exactly these paths, by commas; all others are observed")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command->add_option("--json", arguments->json, "Write verdicts as JSON here");
   command->add_option("--junit", arguments->junit, "Write verdicts as JUnit XML here");
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");

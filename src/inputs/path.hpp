@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A path: one way of computing attention that is judged or observed. The table of paths is explicit
-// (table.cpp).
+// A path: one way of computing attention, from a case to its outputs, that is judged or observed.
 #pragma once
 
 #include <functional>
 #include <optional>
 #include <string>
-#include <string_view>
-#include <vector>
 
 #include "src/inputs/case.hpp"
 
@@ -31,13 +28,5 @@ struct Path {
   // Computes the outputs that the case's `grads` ask for. Throws std::runtime_error when something breaks.
   std::function<PathRun(const Case&, const PathOptions&)> run;
 };
-
-// Every computed path, in the order of the design. Paths whose library could not be loaded are there too:
-// their `unsupported` says why.
-const std::vector<Path>& all_paths();
-
-// A computed path, `recorded.NAME` of this case, or `fault:NAME:PATH`. Throws InputError listing the known
-// names.
-Path find_path(std::string_view name, const Case& c);
 
 }  // namespace sinkscope
