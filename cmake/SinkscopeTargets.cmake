@@ -6,7 +6,7 @@ target_include_directories(sinkscope_options INTERFACE ${PROJECT_SOURCE_DIR} ${P
 target_compile_options(sinkscope_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual
   -Wno-missing-field-initializers  # members left out of a designated initialiser keep their defaults
-  -Wno-restrict  # gcc 12 sees overlaps in std::string + that are not there (GCC bug 105651)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # gcc 12 sees overlaps in std::string + that are not there (GCC bug 105651)
   $<$<BOOL:${SINKSCOPE_WERROR}>:-Werror>)
 
 # sinkscope_add_library(NAME SOURCES ... [LINKS ...]): a static library of one folder, linked as sinkscope::NAME.
@@ -16,6 +16,17 @@ function(sinkscope_add_library name)
   add_library(sinkscope::${name} ALIAS sinkscope_${name})
   target_link_libraries(sinkscope_${name} PUBLIC ${ARG_LINKS} PRIVATE sinkscope_options)
   target_include_directories(sinkscope_${name} PUBLIC ${PROJECT_SOURCE_DIR})
+endfunction()
+
+# sinkscope_add_script_test(FOLDER/NAME_test COMMAND ... [LABELS ...] [TIMEOUT s]): a test that is a command. Its exit
+# code 77 means skipped, with the reason printed.
+function(sinkscope_add_script_test path)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_test(NAME ${path} COMMAND ${ARG_COMMAND} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${path} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()
 
 # sinkscope_add_test(FOLDER/NAME_test [LINKS ...] [LABELS ...] [TIMEOUT s] [RUNS_COMMAND]): one test program from

@@ -261,10 +261,9 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
   const auto from_delta =
       (sigma_delta.array().square().matrix().asDiagonal() * pk.array().square().matrix()).array();
   const auto dq = block.rows_of(static_cast<const double*>(head.dq), d).array();
-  block.rows_of(head.sigma_dq, d) =
-      (square(head.scale) * (sigma2_dq.array() + from_delta) +
-       (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_)
-          .sqrt();
+  block.rows_of(head.sigma_dq, d) = (square(head.scale) * (sigma2_dq.array() + from_delta) +
+                                     (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_)
+                                        .sqrt();
 }
 
 }  // namespace reference

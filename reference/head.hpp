@@ -69,9 +69,9 @@ class HeadWorker {
 
   Rounding rounding_;
   bool sigma_;
-  double rho2_;  // (2^-24 / u)^2
-  double eta2_;  // (eta / u)^2
-  bool fp32_;    // are fp32's own roundings as large as the format's?
+  double rho2_;     // (2^-24 / u)^2
+  double eta2_;     // (eta / u)^2
+  bool fp32_;       // are fp32's own roundings as large as the format's?
   Matrix p_;        // logits, then probabilities
   Matrix tau2_;     // squared fp32 rounding of a logit, in units of 2^-24
   Matrix dp_;       // dO V^T, then dS

@@ -124,7 +124,8 @@ struct BackwardPlan {
 };
 
 std::byte* align(void* workspace) {
-  return reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(workspace) + 63) / 64 * 64);
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(workspace) % 64;
+  return static_cast<std::byte*>(workspace) + (past == 0 ? 0 : 64 - past);
 }
 
 // One backward call.

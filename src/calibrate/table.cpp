@@ -16,7 +16,8 @@ std::string ratio(double value) {
 
 std::string healthy_table(const std::string& name, const HealthyPath& path, const Gate& gate) {
   std::string text = fmt::format(
-      "\n### {} ({}, {})\n| format | statistic | limit | worst | worst/limit | where |\n|---|---|---|---|---|---|\n",
+      "\n### {} ({}, {})\n| format | statistic | limit | worst | worst/limit | where "
+      "|\n|---|---|---|---|---|---|\n",
       name, path.backend, path.judged ? "judged" : "observed");
   for (const auto& [dtype, worst] : path.worst) {
     for (std::size_t i = 0; i < worst.size(); ++i) {
@@ -40,7 +41,8 @@ std::string to_markdown(const Calibration& calibration, const Gate& gate, const 
       "eight shapes, and {} captures; paths {}.\n\n",
       gate.name, command, calibration.cases, options.seeds, options.captures.size(),
       fmt::join(options.paths, ", "));
-  text += "## Healthy paths\nThe worst value of any head. Judged paths must stay at or under 0.7 of the limit.\n";
+  text +=
+      "## Healthy paths\nThe worst value of any head. Judged paths must stay at or under 0.7 of the limit.\n";
   for (const auto& [name, path] : calibration.healthy) text += healthy_table(name, path, gate);
   text +=
       "\n## Planted faults\nEach wraps `sink_kernel`; the figure of a case is its worst value over its "
@@ -51,8 +53,9 @@ std::string to_markdown(const Calibration& calibration, const Gate& gate, const 
     for (auto [name, ratios] : faults) {
       std::sort(ratios.begin(), ratios.end());
       const auto caught = std::count_if(ratios.begin(), ratios.end(), [](double r) { return r > 1; });
-      text += fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", name_of(dtype), name, ratios.size(), caught,
-                          ratio(ratios.front()), ratio(ratios[ratios.size() / 2]), ratio(ratios.back()));
+      text +=
+          fmt::format("| {} | {} | {} | {} | {} | {} | {} |\n", name_of(dtype), name, ratios.size(), caught,
+                      ratio(ratios.front()), ratio(ratios[ratios.size() / 2]), ratio(ratios.back()));
     }
   }
   return text;

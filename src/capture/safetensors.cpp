@@ -227,8 +227,9 @@ void write_safetensors(const std::string& path, const Safetensors& content, bool
   header["__metadata__"] = content.metadata;
   std::uint64_t offset = 0;
   for (const auto& [name, tensor] : content.tensors) {
-    const auto* const format = std::find_if(kFormats.begin(), kFormats.end(),
-                                            [&](const Format& f) { return f.dtype == tensor.dtype(); });
+    const auto* const format =
+        std::find_if(kFormats.begin(), kFormats.end(),
+                     [dtype = tensor.dtype()](const Format& f) { return f.dtype == dtype; });
     header[name] = {{"dtype", format->name},
                     {"shape", tensor.shape()},
                     {"data_offsets", {offset, offset + tensor.bytes()}}};

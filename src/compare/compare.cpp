@@ -189,6 +189,7 @@ CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& o
   result.inputs_sha256 = inputs_sha256(c);
   result.shape = c.problem.shape;
   result.seed = c.problem.seed;
+  result.metadata = c.metadata;
   const auto report = [&](std::string_view stage, double share) {
     if (progress) progress(c.name, stage, share);
   };

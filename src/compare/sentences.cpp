@@ -72,7 +72,8 @@ std::string lse_gradient_dropped(const PathResult& path) {
   using enum TensorName;
   constexpr double kFar = 10;
   if (!passed(path, kOut) || !passed(path, kDsinks) || !failed(path, kDq) || !failed(path, kDk)) return {};
-  if (std::min(severity(path, kDq), severity(path, kDk)) < kFar * std::max(1.0, severity(path, kDv))) return {};
+  if (std::min(severity(path, kDq), severity(path, kDk)) < kFar * std::max(1.0, severity(path, kDv)))
+    return {};
   return fmt::format(
       "{}: out and dsinks are right, dq and dk are far off, as when the gradient through the LSE is dropped",
       path.path);
@@ -131,10 +132,9 @@ std::string list_text(const std::vector<const VerdictRow*>& rows) {
 
 // For tensors that are just too far off: all of them in one sentence, and where it is worst.
 std::string over_the_limits(const PathResult& path, const std::vector<const VerdictRow*>& rows) {
-  const VerdictRow& worst =
-      **std::max_element(rows.begin(), rows.end(), [](const VerdictRow* a, const VerdictRow* b) {
-        return a->value / a->limit < b->value / b->limit;
-      });
+  const VerdictRow& worst = **std::max_element(
+      rows.begin(), rows.end(),
+      [](const VerdictRow* a, const VerdictRow* b) { return a->value / a->limit < b->value / b->limit; });
   std::string where;
   for (const TensorMetrics& metrics : path.metrics) {
     if (text(metrics.tensor) == worst.tensor)

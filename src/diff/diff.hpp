@@ -45,8 +45,8 @@ struct HeadMetrics {
   std::int64_t nonfinite_mismatch = 0;  // elements whose NaN, +inf, -inf or finite class differs from ref's
   Position nonfinite_at;                // the first of them
   double bias = 0;                      // sum err ref / sum ref^2
-  double bias_t = 0;      // batch-means t, 15 degrees of freedom; 0 where not tested (under 64 rows)
-  double bias_z = 0;      // |sum err ref| / sum (u sigma |ref|): the mean z along the truth
+  double bias_t = 0;  // batch-means t, 15 degrees of freedom; 0 where not tested (under 64 rows)
+  double bias_z = 0;  // |sum err ref| / sum (u sigma |ref|): the mean z along the truth
   double fa_ratio =
       0;  // max |err| over flash-attention's allowance (2 max |eager err| + 2 max |ref + .3 - .3 - ref|)
   double eager_ratio = 0;     // rel_l2 over eager's rel_l2 (0 without an eager run)

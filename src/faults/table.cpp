@@ -130,7 +130,8 @@ Path window_plus_one(const Path& healthy) {
 Path dlse_dropped(const Path& healthy) {
   const auto invisible = [](const Case& c) -> std::optional<std::string> {
     if (!c.dout.given()) return "the mistake is in the backward, the case has none";
-    if (!c.problem.grads.q && !c.problem.grads.k) return "the mistake is in dq and dk, the case asks for neither";
+    if (!c.problem.grads.q && !c.problem.grads.k)
+      return "the mistake is in dq and dk, the case asks for neither";
     if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
     return std::nullopt;
   };

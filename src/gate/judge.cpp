@@ -48,8 +48,10 @@ std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics&
   }
   checks.push_back({"nonfinite", static_cast<double>(head.nonfinite_mismatch), 0, head.nonfinite_at});
   // The bias is for what each element alone hides: where one of them fails, that says more.
-  const bool all_passed = std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed(); });
-  if (all_passed && bias_is_significant(gate, metrics, head)) checks.push_back({"bias_z", head.bias_z, gate.bias_z, {}});
+  const bool all_passed =
+      std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed(); });
+  if (all_passed && bias_is_significant(gate, metrics, head))
+    checks.push_back({"bias_z", head.bias_z, gate.bias_z, {}});
   if (gate.repeatable) checks.push_back({"repeatable", head.repeatable ? 0.0 : 1.0, 0, {}});
   return checks;
 }

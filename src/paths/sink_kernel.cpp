@@ -82,7 +82,8 @@ struct IsaName {
 // SINKSCOPE_ISA=avx2 (avx512, amx) forces an instruction set, to judge each one of them on one machine.
 IsaName chosen_isa() {
   constexpr std::array kNames = {IsaName{"avx2", sa::cpu::Isa::kAvx2},
-                                 IsaName{"avx512", sa::cpu::Isa::kAvx512}, IsaName{"amx", sa::cpu::Isa::kAmx}};
+                                 IsaName{"avx512", sa::cpu::Isa::kAvx512},
+                                 IsaName{"amx", sa::cpu::Isa::kAmx}};
   const char* wanted = std::getenv("SINKSCOPE_ISA");
   if (wanted == nullptr || *wanted == '\0') return {nullptr, sa::cpu::Isa::kAuto};
   for (const IsaName& known : kNames) {
@@ -218,6 +219,12 @@ class KernelRun {
 };
 
 }  // namespace
+
+std::string sink_kernel_backends() {
+  using sa::cpu::isa_name;
+  return fmt::format("bf16 {}, fp16 {}, fp32 {}", isa_name(sa::DType::kBf16), isa_name(sa::DType::kFp16),
+                     isa_name(sa::DType::kFp32));
+}
 
 Path sink_kernel_path() {
   Path path;

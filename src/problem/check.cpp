@@ -27,20 +27,23 @@ void check_sizes(const AttentionShape& s) {
     const char* name;
     std::int64_t value, most;
   };
-  for (const auto& [name, value, most] :
+  for (const Size& size :
        {Size{"b", s.b, kMostBatch}, Size{"hq", s.hq, kMostHeads}, Size{"hkv", s.hkv, kMostHeads},
         Size{"sq", s.sq, kMostRows}, Size{"sk", s.sk, kMostRows}, Size{"d", s.d, kMostHeadDim}}) {
-    require(value >= 1 && value <= most,
-            [&] { return fmt::format("{}{}, wanted {} from 1 to {}", name, value, name, most); });
+    require(size.value >= 1 && size.value <= size.most, [&] {
+      return fmt::format("{}{}, wanted {} from 1 to {}", size.name, size.value, size.name, size.most);
+    });
   }
-  for (const auto& [heads, rows] : {std::pair{s.hq, s.sq}, std::pair{s.hkv, s.sk}}) {
+  const auto check_tensor = [&](std::int64_t heads, std::int64_t rows) {
     const double bytes = static_cast<double>(s.b) * static_cast<double>(heads) * static_cast<double>(rows) *
                          static_cast<double>(s.d) * static_cast<double>(size_of(s.dtype));
     require(bytes <= kMostTensorBytes, [&] {
       return fmt::format("a tensor [{}, {}, {}, {}] in {} needs {:.4g} TiB, wanted at most 1", s.b, heads,
                          rows, s.d, name_of(s.dtype), bytes / 0x1p40);
     });
-  }
+  };
+  check_tensor(s.hq, s.sq);
+  check_tensor(s.hkv, s.sk);
 }
 
 void check_sink(const Problem& p) {

@@ -248,6 +248,7 @@ Handle write_dataset(hid_t parent, const std::string& name, const Extents& exten
 }
 Handle write_dataset(hid_t parent, const std::string& name, const std::vector<std::string>& values) {
   std::vector<const char*> texts;
+  texts.reserve(values.size());
   for (const std::string& value : values) texts.push_back(value.c_str());
   const Handle type = text_type();
   return write_values(parent, name, {values.size()}, type, type, texts.data());

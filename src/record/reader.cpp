@@ -144,6 +144,9 @@ CaseResult read_problem(hid_t problems, const std::string& name) {
   s.causal = h5::read_integer_attribute(problem, "causal") != 0;
   s.window = h5::read_integer_attribute(problem, "window");
   s.scale = h5::read_real_attribute(problem, "scale");
+  for (const char* key : kCaptureAttributes) {
+    if (h5::has_attribute(problem, key)) result.metadata[key] = h5::read_text_attribute(problem, key);
+  }
   result.facts = read_facts(problem, s);
 
   const h5::Handle paths = h5::open_group(problem, "paths");

@@ -2,6 +2,7 @@
 // The record: what was measured, as HDF5 for notebooks and for judging again. Layout in src/record/README.md.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -16,6 +17,9 @@ namespace sinkscope {
 
 inline constexpr int kRecordMajor = 1;
 inline constexpr int kRecordMinor = 0;
+
+// What a record keeps of a capture's own words.
+inline constexpr std::array kCaptureAttributes = {"source", "model", "layer"};
 
 // What one path came to on one case.
 struct PathResult {
@@ -35,6 +39,7 @@ struct CaseResult {
   std::string inputs_sha256;
   AttentionShape shape;
   std::uint64_t seed = 0;
+  std::map<std::string, std::string> metadata;  // a capture's own words; read back: kCaptureAttributes
   HeadFacts facts;
   std::vector<PathResult> paths;
 };

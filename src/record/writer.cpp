@@ -181,20 +181,19 @@ void write_tensors(hid_t problem, const CaseResult& result, const Case& c) {
 
 void write_verdicts(hid_t file, const std::vector<VerdictRow>& rows) {
   const h5::Handle group = h5::create_group(file, "verdicts");
-  const auto texts = [&](const char* name, auto member) {
-    std::vector<std::string> values;
+  const auto column = [&]<typename T>(std::vector<T> values, auto member) {
+    values.reserve(rows.size());
     for (const VerdictRow& row : rows) values.push_back(member(row));
-    h5::write_dataset(group, name, values);
+    return values;
+  };
+  const auto texts = [&](const char* name, auto member) {
+    h5::write_dataset(group, name, column(std::vector<std::string>(), member));
   };
   const auto integers = [&](const char* name, auto member) {
-    std::vector<std::int64_t> values;
-    for (const VerdictRow& row : rows) values.push_back(member(row));
-    h5::write_dataset(group, name, {values.size()}, values);
+    h5::write_dataset(group, name, {rows.size()}, column(std::vector<std::int64_t>(), member));
   };
   const auto reals = [&](const char* name, auto member) {
-    std::vector<double> values;
-    for (const VerdictRow& row : rows) values.push_back(member(row));
-    h5::write_dataset(group, name, {values.size()}, values);
+    h5::write_dataset(group, name, {rows.size()}, column(std::vector<double>(), member));
   };
   texts("problem", [](const VerdictRow& r) { return r.problem; });
   texts("path", [](const VerdictRow& r) { return r.path; });
@@ -225,6 +224,10 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
       {"sk", s.sk}, {"d", s.d},   {"causal", s.causal}, {"window", s.window}};
   for (const auto& [name, number] : numbers) h5::write_attribute(problem, name, number);
   h5::write_attribute(problem, "scale", s.scale);
+  for (const char* key : kCaptureAttributes) {
+    const auto found = result.metadata.find(key);
+    if (found != result.metadata.end()) h5::write_attribute(problem, key, found->second);
+  }
   write_paths(problem, result);
   write_facts(problem, result.facts);
   for (const TensorName tensor : kTensorNames) TensorGroup(problem, result, tensor).write();
@@ -234,8 +237,7 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
 }  // namespace
 
 struct RecordWriter::State {
-  State(const std::string& path, bool overwrite)
-      : pending(path, overwrite) {
+  State(const std::string& path, bool overwrite) : pending(path, overwrite) {
     sidecar.emplace(path + ".partial.jsonl", true);
   }
 
@@ -283,7 +285,8 @@ void RecordWriter::add(const CaseResult& result, const Case* saved) {
   for (const PathResult& path : result.paths) {
     for (const VerdictRow& row : path.verdicts) {
       state_->verdicts.push_back(row);
-      state_->sidecar_stream << json_of(row).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+      state_->sidecar_stream << json_of(row).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+                             << '\n';
     }
   }
   state_->sidecar_stream.flush();

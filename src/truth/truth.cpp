@@ -19,12 +19,18 @@ Truth compute_truth(const Case& c, int threads) {
 
 const std::vector<double>& values_of(const reference::Tensors& tensors, TensorName name) {
   switch (name) {
-    case TensorName::kOut: return tensors.out;
-    case TensorName::kLse: return tensors.lse;
-    case TensorName::kDq: return tensors.dq;
-    case TensorName::kDk: return tensors.dk;
-    case TensorName::kDv: return tensors.dv;
-    case TensorName::kDsinks: break;
+    case TensorName::kOut:
+      return tensors.out;
+    case TensorName::kLse:
+      return tensors.lse;
+    case TensorName::kDq:
+      return tensors.dq;
+    case TensorName::kDk:
+      return tensors.dk;
+    case TensorName::kDv:
+      return tensors.dv;
+    case TensorName::kDsinks:
+      break;
   }
   return tensors.dsinks;
 }

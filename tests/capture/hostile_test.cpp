@@ -2,8 +2,8 @@
 // Captures from anywhere: what is wrong is said, and nothing in a file makes the reader crash.
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <string>
 #include <unistd.h>
@@ -150,34 +150,70 @@ TEST_F(Hostile, CapturesThatAreNotOne) {
     write_safetensors(path_, content, true);
     expect_error(part);
   };
-  expect("no format", [](Safetensors& s) { s.metadata.erase("format"); }, "format");
-  expect("other format", [](Safetensors& s) { s.metadata["format"] = "pt"; }, "'pt'");
-  expect("newer version", [](Safetensors& s) { s.metadata["version"] = "9"; }, "'9'");
-  expect("layout", [](Safetensors& s) { s.metadata["layout"] = "hbsd"; }, "'hbsd'");
-  expect("causal", [](Safetensors& s) { s.metadata["causal"] = "yes"; }, "'yes'");
-  expect("window", [](Safetensors& s) { s.metadata["window"] = "-1"; }, "'-1'");
-  expect("scale", [](Safetensors& s) { s.metadata["scale"] = "nan"; }, "'nan'");
-  expect("no q", [](Safetensors& s) { s.tensors.erase("q"); }, "q");
-  expect("no k", [](Safetensors& s) { s.tensors.erase("k"); }, "k");
-  expect("q of integers", [](Safetensors& s) { s.tensors["q"] = Tensor(DType::kInt32, {1, 4, 6, 8}); }, "i32");
-  expect("two formats", [](Safetensors& s) { s.tensors["k"] = Tensor(DType::kFp16, {1, 2, 6, 8}); }, "fp16");
-  expect("q of three dimensions", [](Safetensors& s) { s.tensors["q"] = Tensor(DType::kBf16, {4, 6, 8}); },
-         "[4, 6, 8]");
-  expect("k of other d", [](Safetensors& s) { s.tensors["k"] = Tensor(DType::kBf16, {1, 2, 6, 16}); },
-         "[1, 2, 6, 16]");
-  expect("heads that do not divide",
-         [](Safetensors& s) {
-           s.tensors["k"] = Tensor(DType::kBf16, {1, 3, 6, 8});
-           s.tensors["v"] = Tensor(DType::kBf16, {1, 3, 6, 8});
-         },
-         "3");
-  expect("too few sinks", [](Safetensors& s) { s.tensors["sinks"] = Tensor(DType::kFp32, {3}); }, "[3]");
-  expect("documents that do not end",
-         [](Safetensors& s) { s.tensors["cu_seqlens"] = Tensor(DType::kInt32, {3}); }, "cu_seqlens");
-  expect("a scalar", [](Safetensors& s) { s.tensors["dlse"] = Tensor(DType::kFp32, {}); }, "dlse");
-  expect("an unknown tensor", [](Safetensors& s) { s.tensors["wq"] = Tensor(DType::kFp32, {1}); }, "'wq'");
-  expect("a recorded output of another shape",
-         [](Safetensors& s) { s.tensors["mine.dq"] = Tensor(DType::kBf16, {1, 4, 5, 8}); }, "mine.dq");
+  expect(
+      "no format", [](Safetensors& s) { s.metadata.erase("format"); }, "format");
+  expect(
+      "other format", [](Safetensors& s) { s.metadata["format"] = "pt"; }, "'pt'");
+  expect(
+      "newer version", [](Safetensors& s) { s.metadata["version"] = "9"; }, "'9'");
+  expect(
+      "layout", [](Safetensors& s) { s.metadata["layout"] = "hbsd"; }, "'hbsd'");
+  expect(
+      "causal", [](Safetensors& s) { s.metadata["causal"] = "yes"; }, "'yes'");
+  expect(
+      "window", [](Safetensors& s) { s.metadata["window"] = "-1"; }, "'-1'");
+  expect(
+      "scale", [](Safetensors& s) { s.metadata["scale"] = "nan"; }, "'nan'");
+  expect(
+      "no q", [](Safetensors& s) { s.tensors.erase("q"); }, "q");
+  expect(
+      "no k", [](Safetensors& s) { s.tensors.erase("k"); }, "k");
+  expect(
+      "q of integers",
+      [](Safetensors& s) {
+        s.tensors["q"] = Tensor(DType::kInt32, {1, 4, 6, 8});
+      },
+      "i32");
+  expect(
+      "two formats",
+      [](Safetensors& s) {
+        s.tensors["k"] = Tensor(DType::kFp16, {1, 2, 6, 8});
+      },
+      "fp16");
+  expect(
+      "q of three dimensions",
+      [](Safetensors& s) {
+        s.tensors["q"] = Tensor(DType::kBf16, {4, 6, 8});
+      },
+      "[4, 6, 8]");
+  expect(
+      "k of other d",
+      [](Safetensors& s) {
+        s.tensors["k"] = Tensor(DType::kBf16, {1, 2, 6, 16});
+      },
+      "[1, 2, 6, 16]");
+  expect(
+      "heads that do not divide",
+      [](Safetensors& s) {
+        s.tensors["k"] = Tensor(DType::kBf16, {1, 3, 6, 8});
+        s.tensors["v"] = Tensor(DType::kBf16, {1, 3, 6, 8});
+      },
+      "3");
+  expect(
+      "too few sinks", [](Safetensors& s) { s.tensors["sinks"] = Tensor(DType::kFp32, {3}); }, "[3]");
+  expect(
+      "documents that do not end",
+      [](Safetensors& s) { s.tensors["cu_seqlens"] = Tensor(DType::kInt32, {3}); }, "cu_seqlens");
+  expect(
+      "a scalar", [](Safetensors& s) { s.tensors["dlse"] = Tensor(DType::kFp32, {}); }, "dlse");
+  expect(
+      "an unknown tensor", [](Safetensors& s) { s.tensors["wq"] = Tensor(DType::kFp32, {1}); }, "'wq'");
+  expect(
+      "a recorded output of another shape",
+      [](Safetensors& s) {
+        s.tensors["mine.dq"] = Tensor(DType::kBf16, {1, 4, 5, 8});
+      },
+      "mine.dq");
 }
 
 TEST_F(Hostile, RoundTrip) {

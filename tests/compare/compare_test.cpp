@@ -69,7 +69,8 @@ TEST(Compare, TheTruthRoundedOncePasses) {
     const CaseResult result = compared(test_case(line), {fake_path([](const Case&, Outputs&) {})});
     ASSERT_EQ(result.paths.at(0).verdicts.size(), 6U);
     for (const VerdictRow& row : result.paths[0].verdicts)
-      EXPECT_EQ(row.verdict, Verdict::kPassed) << line << " " << row.tensor << " " << row.metric << " " << row.value;
+      EXPECT_EQ(row.verdict, Verdict::kPassed)
+          << line << " " << row.tensor << " " << row.metric << " " << row.value;
   }
 }
 
@@ -114,7 +115,8 @@ TEST(Compare, ATensorOfAnotherShapeIsAnError) {
 }
 
 TEST(Compare, AnExceptionIsAnErrorOfThatPathOnly) {
-  const Path broken = fake_path([](const Case&, Outputs&) { throw std::runtime_error("segment lost"); }, "broken");
+  const Path broken =
+      fake_path([](const Case&, Outputs&) { throw std::runtime_error("segment lost"); }, "broken");
   const CaseResult result = compared(test_case(), {broken, fake_path([](const Case&, Outputs&) {})});
   EXPECT_EQ(result.paths.at(0).verdicts.at(0).verdict, Verdict::kError);
   EXPECT_EQ(result.paths[0].verdicts[0].reason, "segment lost");
@@ -183,13 +185,16 @@ TEST(Sentences, NameTheMistake) {
     for (std::int64_t i = 0; i < outputs.dq.size(); ++i) outputs.dq.set(i, 2 * outputs.dq.at(i));
   });
   EXPECT_EQ(scaled.at(0), "mine dq is 2.000x the truth in every head");
-  const auto off = sentences([](const Case&, Outputs& outputs) { outputs.out.set(0, outputs.out.at(0) + 1e-3); });
-  EXPECT_NE(off.at(0).find("mine: out is over the limits, farthest out of head 0 row 0: z_max"), std::string::npos)
+  const auto off =
+      sentences([](const Case&, Outputs& outputs) { outputs.out.set(0, outputs.out.at(0) + 1e-3); });
+  EXPECT_NE(off.at(0).find("mine: out is over the limits, farthest out of head 0 row 0: z_max"),
+            std::string::npos)
       << off[0];
 }
 
 TEST(Rejudge, FollowsTheNewGate) {
-  CaseResult result = compared(test_case(), {fake_path([](const Case&, Outputs& outputs) { outputs.dsinks = {}; })});
+  CaseResult result =
+      compared(test_case(), {fake_path([](const Case&, Outputs& outputs) { outputs.dsinks = {}; })});
   Gate gate = read_gate("reports/gates/default.toml");
   judge_only(gate, {"other"});
   rejudge(result, gate);

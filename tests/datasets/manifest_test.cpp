@@ -17,7 +17,8 @@ namespace sinkscope {
 namespace {
 
 TEST(Manifest, ListsEveryCaptureWithItsHash) {
-  const nlohmann::json manifest = nlohmann::json::parse(read_file("datasets/captures/manifest.json", "manifest"));
+  const nlohmann::json manifest =
+      nlohmann::json::parse(read_file("datasets/captures/manifest.json", "manifest"));
   std::set<std::string> listed;
   for (const nlohmann::json& entry : manifest["captures"]) {
     const std::string name = entry["file"];

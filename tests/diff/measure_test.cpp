@@ -25,7 +25,8 @@ struct Bench {
   }
   HeadMetrics run() const {
     const auto rows = static_cast<std::int64_t>(got.size() / 2);
-    return measure(c, truth, TensorName::kOut, Tensor::rounded(DType::kFp32, {1, 1, rows, 2}, got)).heads.at(0);
+    return measure(c, truth, TensorName::kOut, Tensor::rounded(DType::kFp32, {1, 1, rows, 2}, got))
+        .heads.at(0);
   }
 
   Case c;

@@ -34,8 +34,8 @@ PathResult compared(const std::string& line, const std::string& fault) {
 TEST(Faults, FailInTheTensorsWhereTheyAre) {
   const std::set<std::string> all = {"out", "lse", "dq", "dk", "dv", "dsinks"};
   const std::map<std::string, std::set<std::string>> wanted = {
-      {"sink_ignored", all},     {"sink_permuted", all}, {"dq_head_lost", {"dq"}},
-      {"dq_scaled", {"dq"}},     {"window_plus_one", all}, {"dlse_dropped", {"dq", "dk"}},
+      {"sink_ignored", all},        {"sink_permuted", all},   {"dq_head_lost", {"dq"}},
+      {"dq_scaled", {"dq"}},        {"window_plus_one", all}, {"dlse_dropped", {"dq", "dk"}},
       {"dsink_missing", {"dsinks"}}};
   for (const Fault& fault : all_faults()) {
     for (const char* dtype : {"bf16", "fp16", "fp32"}) {
@@ -50,10 +50,13 @@ TEST(Faults, SayWhereTheyCannotBeSeen) {
   const auto reason = [](const std::string& line, const std::string& fault) {
     return compared(line, fault).verdicts.at(0);
   };
-  for (const auto& [line, fault] :
-       {std::pair{"sq64 sink=none", "sink_ignored"}, {"sq64 hq1", "sink_permuted"}, {"sq64", "window_plus_one"},
-        {"sq64 w64", "window_plus_one"}, {"sq64 grads=v", "dq_scaled"}, {"sq64 grads=v", "dq_head_lost"},
-        {"sq64 grads=q", "dsink_missing"}}) {
+  for (const auto& [line, fault] : {std::pair{"sq64 sink=none", "sink_ignored"},
+                                    {"sq64 hq1", "sink_permuted"},
+                                    {"sq64", "window_plus_one"},
+                                    {"sq64 w64", "window_plus_one"},
+                                    {"sq64 grads=v", "dq_scaled"},
+                                    {"sq64 grads=v", "dq_head_lost"},
+                                    {"sq64 grads=q", "dsink_missing"}}) {
     EXPECT_EQ(reason(line, fault).verdict, Verdict::kSkipped) << line << " " << fault;
     EXPECT_FALSE(reason(line, fault).reason.empty());
   }

@@ -70,7 +70,8 @@ void expect_same(const VerdictRow& a, const VerdictRow& b) {
 }
 
 TEST_F(Records, EverythingComesBack) {
-  const CaseResult written = result_of(gate_, kLine);
+  CaseResult written = result_of(gate_, kLine);
+  written.metadata = {{"layer", "3"}, {"source", "a model"}, {"window", "30"}};
   RecordWriter writer(path("a.h5"), info(), gate_, false);
   writer.add(written);
   EXPECT_FALSE(fs::exists(path("a.h5")));
@@ -87,6 +88,7 @@ TEST_F(Records, EverythingComesBack) {
   EXPECT_EQ(read.problem_line, written.problem_line);
   EXPECT_EQ(read.inputs_sha256, written.inputs_sha256);
   EXPECT_EQ(read.seed, 9U);
+  EXPECT_EQ(read.metadata, (std::map<std::string, std::string>{{"layer", "3"}, {"source", "a model"}}));
   EXPECT_EQ(read.facts.p_sink_mean, written.facts.p_sink_mean);
   EXPECT_EQ(read.facts.predicted_gain, written.facts.predicted_gain);
   EXPECT_EQ(read.facts.entropy, written.facts.entropy);
@@ -99,7 +101,8 @@ TEST_F(Records, EverythingComesBack) {
     ASSERT_EQ(a.heads.size(), b.heads.size());
     for (std::size_t head = 0; head < a.heads.size(); ++head) {
       for (const MetricInfo& metric : all_metrics())
-        EXPECT_EQ(metric.value(a.heads[head]), metric.value(b.heads[head])) << text(a.tensor) << " " << metric.name;
+        EXPECT_EQ(metric.value(a.heads[head]), metric.value(b.heads[head]))
+            << text(a.tensor) << " " << metric.name;
       EXPECT_EQ(a.heads[head].profile, b.heads[head].profile);
     }
   }

@@ -35,8 +35,12 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
   const auto rows = static_cast<std::size_t>(p.b * p.hq * p.sq);
   const auto keys = static_cast<std::size_t>(p.b * p.hkv * p.sk);
   const auto d = static_cast<std::size_t>(p.d);
-  Sigmas s{std::vector<Real>(rows * d), std::vector<Real>(rows),     std::vector<Real>(rows),
-           std::vector<Real>(rows * d), std::vector<Real>(keys * d), std::vector<Real>(keys * d),
+  Sigmas s{std::vector<Real>(rows * d),
+           std::vector<Real>(rows),
+           std::vector<Real>(rows),
+           std::vector<Real>(rows * d),
+           std::vector<Real>(keys * d),
+           std::vector<Real>(keys * d),
            std::vector<Real>(static_cast<std::size_t>(p.hq))};
   std::vector<Real> dk(keys * d), dv(keys * d), dsinks(static_cast<std::size_t>(p.hq));
   for (std::int64_t flat = 0; flat < p.b * p.hq * p.sq; ++flat) {
@@ -62,8 +66,11 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
       psi2[jj] += square(dp[jj]);
       sum_tau += square(row.p[jj]) * tau2[jj];
     }
-    for (std::int64_t c = 0; c < p.d; ++c) delta += at(data.dout, flat, p.d, c) * out[static_cast<std::size_t>(c)];
-    s.lse[r] = std::isfinite(row.lse) ? std::sqrt(square(row.lse) + 1 + static_cast<Real>(row.keys) / 16 + sum_tau) : 0;
+    for (std::int64_t c = 0; c < p.d; ++c)
+      delta += at(data.dout, flat, p.d, c) * out[static_cast<std::size_t>(c)];
+    s.lse[r] = std::isfinite(row.lse)
+                   ? std::sqrt(square(row.lse) + 1 + static_cast<Real>(row.keys) / 16 + sum_tau)
+                   : 0;
     const Real common = rho2 * square(s.lse[r]);
     for (std::int64_t j = 0; j < p.sk; ++j) {
       const auto jj = static_cast<std::size_t>(j);
@@ -101,7 +108,8 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
       const auto cc = static_cast<std::size_t>(c);
       const auto element = static_cast<std::size_t>(flat * p.d + c);
       s.out[element] = std::sqrt(out2[cc] + square(out[cc]) * (1 + common) + eta2);
-      s.dq[element] = std::sqrt(dq2[cc] + square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2);
+      s.dq[element] =
+          std::sqrt(dq2[cc] + square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2);
     }
     const Real term = row.p_sink * shift;
     dsinks[static_cast<std::size_t>(h)] += term;
@@ -125,7 +133,8 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
 void expect_close(const std::vector<double>& got, const std::vector<Real>& ref, const char* what) {
   ASSERT_EQ(got.size(), ref.size()) << what;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    ASSERT_NEAR(got[i], static_cast<double>(ref[i]), 1e-10 * static_cast<double>(ref[i])) << what << "[" << i << "]";
+    ASSERT_NEAR(got[i], static_cast<double>(ref[i]), 1e-10 * static_cast<double>(ref[i]))
+        << what << "[" << i << "]";
   }
 }
 
@@ -137,7 +146,8 @@ struct SigmaCase {
 class Sigma : public testing::TestWithParam<SigmaCase> {};
 
 TEST_P(Sigma, FollowsTheEquations) {
-  const Format formats[] = {{"bf16", {0x1p-8, 0x1p-126, true}}, {"fp16", {0x1p-11, 0x1p-25}}, {"fp32", {0x1p-24, 0x1p-126}}};
+  const Format formats[] = {
+      {"bf16", {0x1p-8, 0x1p-126, true}}, {"fp16", {0x1p-11, 0x1p-25}}, {"fp32", {0x1p-24, 0x1p-126}}};
   for (const Format& format : formats) {
     SCOPED_TRACE(format.name);
     const naive::Data data = naive::random_data(GetParam().problem, 11);
@@ -155,12 +165,21 @@ TEST_P(Sigma, FollowsTheEquations) {
 
 INSTANTIATE_TEST_SUITE_P(
     Masks, Sigma,
-    testing::Values(SigmaCase{"causal", {.hq = 4, .hkv = 2, .sq = 20, .sk = 20, .d = 8, .scale = 0.3}},
-                    SigmaCase{"full", {.b = 2, .hq = 2, .hkv = 1, .sq = 9, .sk = 17, .d = 4, .causal = false, .scale = 0.5}},
-                    SigmaCase{"window", {.hq = 2, .hkv = 2, .sq = 150, .sk = 150, .d = 4, .window = 7, .scale = 0.5}},
-                    SigmaCase{"more_rows", {.hq = 2, .hkv = 1, .sq = 20, .sk = 9, .d = 4, .scale = 0.5}},
-                    SigmaCase{"packed",
-                              {.hq = 2, .hkv = 1, .sq = 12, .sk = 14, .d = 4, .scale = 0.5, .cu_q = {0, 5, 5, 12}, .cu_k = {0, 4, 7, 14}}}),
+    testing::Values(
+        SigmaCase{"causal", {.hq = 4, .hkv = 2, .sq = 20, .sk = 20, .d = 8, .scale = 0.3}},
+        SigmaCase{"full",
+                  {.b = 2, .hq = 2, .hkv = 1, .sq = 9, .sk = 17, .d = 4, .causal = false, .scale = 0.5}},
+        SigmaCase{"window", {.hq = 2, .hkv = 2, .sq = 150, .sk = 150, .d = 4, .window = 7, .scale = 0.5}},
+        SigmaCase{"more_rows", {.hq = 2, .hkv = 1, .sq = 20, .sk = 9, .d = 4, .scale = 0.5}},
+        SigmaCase{"packed",
+                  {.hq = 2,
+                   .hkv = 1,
+                   .sq = 12,
+                   .sk = 14,
+                   .d = 4,
+                   .scale = 0.5,
+                   .cu_q = {0, 5, 5, 12},
+                   .cu_k = {0, 4, 7, 14}}}),
     [](const auto& test) { return std::string(test.param.name); });
 
 // What makes one scale serve every head: scaling V and dO scales the sigmas with the values.

@@ -42,7 +42,8 @@ TEST(Json, HoldsEveryVerdictAndTheExitCode) {
   Gate gate;
   gate.name = "g";
   const std::string text =
-      to_json({result_of({row_of(Verdict::kFailed, true), row_of(Verdict::kPassed, true, "out")})}, {{"version", "1"}}, gate);
+      to_json({result_of({row_of(Verdict::kFailed, true), row_of(Verdict::kPassed, true, "out")})},
+              {{"version", "1"}}, gate);
   const nlohmann::json document = nlohmann::json::parse(text);
   EXPECT_EQ(document["format"], "sinkscope-verdicts");
   EXPECT_EQ(document["exit_code"], 1);
@@ -54,9 +55,9 @@ TEST(Json, HoldsEveryVerdictAndTheExitCode) {
 }
 
 TEST(JUnit, CountsAndEscapes) {
-  const std::string xml = to_junit({result_of({row_of(Verdict::kFailed, true), row_of(Verdict::kFailed, false),
-                                               row_of(Verdict::kSkipped, true), row_of(Verdict::kError, true),
-                                               row_of(Verdict::kMistrusted, true), row_of(Verdict::kPassed, true)})});
+  const std::string xml = to_junit({result_of(
+      {row_of(Verdict::kFailed, true), row_of(Verdict::kFailed, false), row_of(Verdict::kSkipped, true),
+       row_of(Verdict::kError, true), row_of(Verdict::kMistrusted, true), row_of(Verdict::kPassed, true)})});
   EXPECT_NE(xml.find("tests=\"6\" failures=\"2\" errors=\"1\" skipped=\"2\""), std::string::npos) << xml;
   EXPECT_NE(xml.find("name=\"a&lt;b&gt;&amp;&quot;c&quot;\""), std::string::npos) << xml;
   EXPECT_EQ(xml.find("a<b"), std::string::npos);
@@ -69,7 +70,8 @@ TEST(Terminal, ColoursOnlyWhenAsked) {
 }
 
 TEST(Terminal, SummaryShowsFailuresOfJudgedPathsOnly) {
-  const std::string text = render_summary({row_of(Verdict::kFailed, true, "dq"), row_of(Verdict::kFailed, false, "dk")}, {});
+  const std::string text =
+      render_summary({row_of(Verdict::kFailed, true, "dq"), row_of(Verdict::kFailed, false, "dk")}, {});
   EXPECT_NE(text.find("mine dq"), std::string::npos) << text;
   EXPECT_EQ(text.find("mine dk"), std::string::npos) << text;
   EXPECT_NE(text.find("sinkscope compare 'x' --paths 'mine'"), std::string::npos) << text;

@@ -43,7 +43,8 @@ class CommandTest : public testing::Test {
   static Ran shell(const std::string& line) {
     const fs::path out = fs::path(testing::TempDir()) / ("sinkscope-out-" + std::to_string(::getpid()));
     const fs::path err = out.string() + ".err";
-    const int status = std::system(("( " + line + " ) >" + out.string() + " 2>" + err.string() + " </dev/null").c_str());
+    const int status =
+        std::system(("( " + line + " ) >" + out.string() + " 2>" + err.string() + " </dev/null").c_str());
     Ran ran = {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(out), content_of(err)};
     fs::remove(out);
     fs::remove(err);

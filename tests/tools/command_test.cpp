@@ -59,7 +59,10 @@ TEST_F(Command, RecordsJudgesAgainAndDiffs) {
   EXPECT_EQ(sinkscope(std::string("compare ") + kSmall + " --paths sink_kernel -o " + record).code, 0);
   EXPECT_EQ(sinkscope("gate " + record + " --gate reports/gates/default.toml").code, 0);
   EXPECT_EQ(sinkscope("diff " + record + " " + record).code, 0);
-  EXPECT_EQ(sinkscope(std::string("compare ") + kSmall + " --overwrite --paths fault:dq_scaled:sink_kernel -o " + worse).code, 1);
+  EXPECT_EQ(sinkscope(std::string("compare ") + kSmall +
+                      " --overwrite --paths fault:dq_scaled:sink_kernel -o " + worse)
+                .code,
+            1);
   EXPECT_EQ(sinkscope("gate " + worse).code, 1);
   EXPECT_EQ(sinkscope("gate " + worse + " --judge eager").code, 3);
   EXPECT_EQ(files(), 2);
@@ -72,14 +75,15 @@ TEST_F(Command, RecordsJudgesAgainAndDiffs) {
 TEST_F(Command, GateRepeatsCompare) {
   const std::string record = path("a.h5");
   const Ran compared =
-      sinkscope(std::string("compare ") + kCapture + " --paths sink_kernel,recorded.eager,recorded.flash_attention_2 -o " + record);
+      sinkscope(std::string("compare ") + kCapture +
+                " --paths sink_kernel,recorded.eager,recorded.flash_attention_2 -o " + record);
   const Ran judged = sinkscope("gate " + record);
   EXPECT_EQ(compared.out, judged.out + "record: " + record + "\n");
 }
 
 TEST_F(Command, WritesJsonAndJunit) {
-  const Ran ran = sinkscope(std::string("compare --paths fault:dq_scaled:sink_kernel ") + kSmall + " --json " + path("a.json") +
-                            " --junit " + path("a.xml"));
+  const Ran ran = sinkscope(std::string("compare --paths fault:dq_scaled:sink_kernel ") + kSmall +
+                            " --json " + path("a.json") + " --junit " + path("a.xml"));
   EXPECT_EQ(ran.code, 1);
   const nlohmann::json document = nlohmann::json::parse(content_of(path("a.json")));
   EXPECT_EQ(document["exit_code"], 1);
@@ -103,13 +107,12 @@ TEST_F(Command, TakesFoldersCapturesLinesAndSuitesTogether) {
   fs::create_directory(folder_ / "more");
   ASSERT_EQ(sinkscope("generate 'sq8 hq2' -o " + path("more/case.safetensors")).code, 0);
   std::ofstream(path("suite.txt")) << "capture=more/case.safetensors\nsq9 hq2\n";
-  const Ran ran = sinkscope("compare --paths sink_kernel --suite " + path("suite.txt") + " " + path("more") + " 'sq10 hq2' --json " +
-                            path("a.json"));
+  const Ran ran = sinkscope("compare --paths sink_kernel --suite " + path("suite.txt") + " " + path("more") +
+                            " 'sq10 hq2' --json " + path("a.json"));
   EXPECT_EQ(ran.code, 0) << ran.err;
   std::string names;
   const nlohmann::json document = nlohmann::json::parse(content_of(path("a.json")));
-  for (const nlohmann::json& entry : document["cases"])
-    names += entry["name"].get<std::string>() + " ";
+  for (const nlohmann::json& entry : document["cases"]) names += entry["name"].get<std::string>() + " ";
   EXPECT_EQ(names, "case p0001 case_2 p0002 ");
 }
 
@@ -132,7 +135,8 @@ TEST_F(Command, NanInputsAreInconclusive) {
 }
 
 TEST_F(Command, RequiredBackends) {
-  EXPECT_EQ(sinkscope(std::string("compare --paths sink_kernel --require sink_kernel:cpu ") + kSmall).code, 0);
+  EXPECT_EQ(sinkscope(std::string("compare --paths sink_kernel --require sink_kernel:cpu ") + kSmall).code,
+            0);
   expect_refused(std::string("compare --paths sink_kernel --require sink_kernel:cuda ") + kSmall, 3, "cuda");
   expect_refused(std::string("compare --paths sink_kernel --require eager ") + kSmall, 3, "eager");
 }
@@ -140,7 +144,8 @@ TEST_F(Command, RequiredBackends) {
 TEST_F(Command, ObservedPathsDoNotDecide) {
   EXPECT_EQ(sinkscope(std::string("compare --paths sink_kernel,recorded.eager ") + kCapture).code, 0);
   EXPECT_EQ(sinkscope(std::string("compare --paths recorded.eager ") + kCapture).code, 3);
-  EXPECT_EQ(sinkscope(std::string("compare --paths recorded.eager --judge recorded.eager ") + kCapture).code, 1);
+  EXPECT_EQ(sinkscope(std::string("compare --paths recorded.eager --judge recorded.eager ") + kCapture).code,
+            1);
 }
 
 TEST_F(Command, ThreadsDoNotChangeTheVerdicts) {
@@ -157,8 +162,8 @@ TEST_F(Command, ColoursFollowTheTerminalAndTheUser) {
 
 // A limit on the size of files stands for the full disk.
 TEST_F(Command, AFullDiskLeavesNoRecord) {
-  const Ran ran = shell("trap '' XFSZ; ulimit -f 40; " SINKSCOPE_EXECUTABLE " compare --paths sink_kernel " + std::string(kSmall) +
-                        " -o " + path("a.h5"));
+  const Ran ran = shell("trap '' XFSZ; ulimit -f 40; " SINKSCOPE_EXECUTABLE " compare --paths sink_kernel " +
+                        std::string(kSmall) + " -o " + path("a.h5"));
   EXPECT_EQ(ran.code, 3) << ran.err;
   EXPECT_NE(ran.err.find("disk full?"), std::string::npos) << ran.err;
   EXPECT_EQ(files(), 0);
@@ -166,8 +171,8 @@ TEST_F(Command, AFullDiskLeavesNoRecord) {
 
 TEST_F(Command, CtrlCLeavesNoFile) {
   const Ran ran = shell("timeout --preserve-status --signal=INT 1 " SINKSCOPE_EXECUTABLE
-                        " compare --paths sink_kernel 'b1 hq64 hkv8 sq8192 sk8192 d64 bf16 causal' -o " + path("a.h5") +
-                        " --json " + path("a.json"));
+                        " compare --paths sink_kernel 'b1 hq64 hkv8 sq8192 sk8192 d64 bf16 causal' -o " +
+                        path("a.h5") + " --json " + path("a.json"));
   EXPECT_EQ(ran.code, 130) << ran.err;
   EXPECT_EQ(files(), 0);
 }

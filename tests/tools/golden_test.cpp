@@ -32,22 +32,27 @@ TEST_P(GoldenOutput, IsAsWrittenDown) {
 INSTANTIATE_TEST_SUITE_P(
     Commands, GoldenOutput,
     testing::Values(
-        Golden{"help", "--help", 0}, Golden{"help_compare", "compare --help", 0}, Golden{"help_gate", "gate --help", 0},
-        Golden{"help_diff", "diff --help", 0}, Golden{"help_generate", "generate --help", 0},
-        Golden{"list_paths", "list paths", 0}, Golden{"list_metrics", "list metrics", 0},
-        Golden{"list_gates", "list gates", 0}, Golden{"list_suites", "list suites", 0},
-        Golden{"list_faults", "list faults", 0},
+        Golden{"help", "--help", 0}, Golden{"help_compare", "compare --help", 0},
+        Golden{"help_gate", "gate --help", 0}, Golden{"help_diff", "diff --help", 0},
+        Golden{"help_generate", "generate --help", 0}, Golden{"list_paths", "list paths", 0},
+        Golden{"list_metrics", "list metrics", 0}, Golden{"list_gates", "list gates", 0},
+        Golden{"list_suites", "list suites", 0}, Golden{"list_faults", "list faults", 0},
         Golden{"compare_capture",
                "compare datasets/captures/calm_layer1.safetensors --paths "
                "sink_kernel,recorded.eager,recorded.flash_attention_2",
                0},
-        Golden{"compare_quiet", "compare datasets/captures/packed_layer1.safetensors --paths sink_kernel --quiet", 0},
-        Golden{"compare_verbose", "compare 'b1 hq2 hkv1 sq64 sk64 d64 bf16 causal seed=3' --paths sink_kernel -v", 0},
+        Golden{"compare_quiet",
+               "compare datasets/captures/packed_layer1.safetensors --paths sink_kernel --quiet", 0},
+        Golden{"compare_verbose",
+               "compare 'b1 hq2 hkv1 sq64 sk64 d64 bf16 causal seed=3' --paths sink_kernel -v", 0},
         Golden{"compare_colour",
-               "compare 'b1 hq2 hkv1 sq64 sk64 d64 bf16 causal seed=3' --paths fault:dq_scaled:sink_kernel --color always",
+               "compare 'b1 hq2 hkv1 sq64 sk64 d64 bf16 causal seed=3' --paths fault:dq_scaled:sink_kernel "
+               "--color always",
                1},
-        Golden{"compare_fault",
-               "compare 'b1 hq4 hkv2 sq64 sk64 d64 bf16 causal seed=3' --paths fault:dq_head_lost:sink_kernel", 1},
+        Golden{
+            "compare_fault",
+            "compare 'b1 hq4 hkv2 sq64 sk64 d64 bf16 causal seed=3' --paths fault:dq_head_lost:sink_kernel",
+            1},
         Golden{"compare_skipped", "compare 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel", 3},
         Golden{"completion_bash", "completion bash", 0}),
     [](const auto& test) { return std::string(test.param.name); });

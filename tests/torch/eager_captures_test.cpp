@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+
 #include "src/capture/capture.hpp"
 #include "src/torch/module.hpp"
 
@@ -52,7 +53,8 @@ TEST_P(RecordedEager, IsReproduced) {
   EXPECT_LE(worst_distance(got.dsinks, recorded.dsinks, 1), kLimit);
 }
 
-INSTANTIATE_TEST_SUITE_P(Captures, RecordedEager, testing::Values("calm_layer0", "calm_layer1", "loud_layer6", "loud_layer7"),
+INSTANTIATE_TEST_SUITE_P(Captures, RecordedEager,
+                         testing::Values("calm_layer0", "calm_layer1", "loud_layer6", "loud_layer7"),
                          [](const auto& capture) { return capture.param; });
 
 }  // namespace

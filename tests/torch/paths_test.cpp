@@ -33,7 +33,7 @@ Outputs run(const std::string& path, const Case& c) {
   return found.run(c, {}).outputs;
 }
 
-constexpr double kRight = 2e-5;   // of fp32, with ATen's exp
+constexpr double kRight = 2e-5;  // of fp32, with ATen's exp
 constexpr double kWrong = 1e-2;
 
 class ExactPaths : public testing::TestWithParam<const char*> {};
@@ -52,21 +52,23 @@ TEST_P(ExactPaths, AgreeWithTheTruth) {
   EXPECT_LT(error_of(c, run("flash_attention_2_sink", c), TensorName::kLse), kRight);
 }
 
-INSTANTIATE_TEST_SUITE_P(Lines, ExactPaths,
-                         testing::Values("b2 hq4 hkv2 sq70 sk70 d64 fp32 causal seed=1",
-                                         "b1 hq4 hkv1 sq70 sk90 d64 fp32 causal seed=2",
-                                         "b1 hq4 hkv4 sq90 sk90 d32 fp32 causal w17 seed=3",
-                                         "b1 hq2 hkv1 sq50 sk70 d128 fp32 full seed=4",
-                                         "b1 hq4 hkv2 sq100 sk100 d64 fp32 causal docs=40,1,59 seed=5",
-                                         "b1 hq4 hkv2 sq100 sk100 d64 fp32 causal w9 docs=40,0,60 seed=6",
-                                         "b1 hq4 hkv2 sq70 sk70 d64 fp32 causal scale=0.3 layout=bshd seed=7"));
+INSTANTIATE_TEST_SUITE_P(
+    Lines, ExactPaths,
+    testing::Values("b2 hq4 hkv2 sq70 sk70 d64 fp32 causal seed=1",
+                    "b1 hq4 hkv1 sq70 sk90 d64 fp32 causal seed=2",
+                    "b1 hq4 hkv4 sq90 sk90 d32 fp32 causal w17 seed=3",
+                    "b1 hq2 hkv1 sq50 sk70 d128 fp32 full seed=4",
+                    "b1 hq4 hkv2 sq100 sk100 d64 fp32 causal docs=40,1,59 seed=5",
+                    "b1 hq4 hkv2 sq100 sk100 d64 fp32 causal w9 docs=40,0,60 seed=6",
+                    "b1 hq4 hkv2 sq70 sk70 d64 fp32 causal scale=0.3 layout=bshd seed=7"));
 
 TEST(FlashAttention2, IgnoresTheSink) {
   const Case c = generated("b1 hq4 hkv2 sq70 sk70 d64 fp32 causal seed=1");
   Case sinkless = c;
   sinkless.sinks = {};
   const Outputs outputs = run("flash_attention_2", c);
-  for (const TensorName name : {TensorName::kOut, TensorName::kLse, TensorName::kDq, TensorName::kDk, TensorName::kDv}) {
+  for (const TensorName name :
+       {TensorName::kOut, TensorName::kLse, TensorName::kDq, TensorName::kDk, TensorName::kDv}) {
     EXPECT_GT(error_of(c, outputs, name), kWrong) << text(name);
     EXPECT_LT(error_of(sinkless, outputs, name), kRight) << text(name);
   }
@@ -84,7 +86,8 @@ TEST(FlashAttention2Rescaled, DropsTheGradientOfTheLse) {
 
 // Rows that see no key, and a sink that takes everything or nothing.
 TEST(FlashAttention2Sink, IsExactAtTheEdges) {
-  for (const char* line : {"b1 hq2 hkv1 sq90 sk50 d64 fp32 causal seed=1", "b1 hq4 hkv2 sq60 sk60 d64 fp32 causal sink=-inf seed=2",
+  for (const char* line : {"b1 hq2 hkv1 sq90 sk50 d64 fp32 causal seed=1",
+                           "b1 hq4 hkv2 sq60 sk60 d64 fp32 causal sink=-inf seed=2",
                            "b1 hq4 hkv2 sq60 sk60 d64 fp32 causal sink=inf seed=3"}) {
     const Case c = generated(line);
     const Outputs outputs = run("flash_attention_2_sink", c);
@@ -99,14 +102,17 @@ TEST(FlashAttention2Sink, IsExactAtTheEdges) {
 
 TEST(TorchPaths, SayWhatTheyCannotDo) {
   const Case dlse = generated("b1 hq2 hkv1 sq20 sk20 d64 fp32 causal dlse");
-  EXPECT_NE(find_path("flash_attention_2_sink", dlse).unsupported(dlse).value_or("").find("gradient of the LSE"), std::string::npos);
+  EXPECT_NE(
+      find_path("flash_attention_2_sink", dlse).unsupported(dlse).value_or("").find("gradient of the LSE"),
+      std::string::npos);
   EXPECT_TRUE(find_path("eager", dlse).unsupported(dlse).has_value());
 }
 
 // In bf16, eager rounds logits and softmax to bf16 and is an order of magnitude off where its fp32 twin is not.
 TEST(Eager, RoundsItsLogits) {
   const Case c = generated("b1 hq4 hkv2 sq256 sk256 d64 bf16 causal seed=1");
-  EXPECT_LT(error_of(c, run("eager_fp32", c), TensorName::kDq), error_of(c, run("eager", c), TensorName::kDq));
+  EXPECT_LT(error_of(c, run("eager_fp32", c), TensorName::kDq),
+            error_of(c, run("eager", c), TensorName::kDq));
 }
 
 TEST(TorchPaths, GiveTheSameBitsTwice) {

@@ -37,10 +37,9 @@ void add_bench_command(CLI::App& app, Context& context) {
       line.update(what, fmt::format("round {}", round),
                   static_cast<double>(round) / (arguments->options.rounds + 1));
     };
-    nlohmann::json figures = arguments->what == "kernel" ? bench_kernel(arguments->options, progress)
-                                   : arguments->what == "memory"
-                                       ? bench_reference_memory(arguments->options)
-                                       : bench_reference(arguments->options, progress);
+    nlohmann::json figures = arguments->what == "kernel"   ? bench_kernel(arguments->options, progress)
+                             : arguments->what == "memory" ? bench_reference_memory(arguments->options)
+                                                           : bench_reference(arguments->options, progress);
     line.clear();
     figures["command"] = context.command_line;
     const std::string text = figures.dump(2) + "\n";

@@ -94,8 +94,9 @@ void add_compare_command(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<CompareArguments>();
   command->add_option("INPUT", arguments->inputs,
                       "Captures (.safetensors), folders of captures, or quoted problem lines");
-  command->add_option("--suite", arguments->suites,
-                      "A file of problem lines, or the name of a shipped suite (sinkscope list suites)")
+  command
+      ->add_option("--suite", arguments->suites,
+                   "A file of problem lines, or the name of a shipped suite (sinkscope list suites)")
       ->allow_extra_args(false);
   command->add_option("-o,--output", arguments->output,
                       "Write the HDF5 record here; without it nothing is recorded");
@@ -115,8 +116,9 @@ void add_compare_command(CLI::App& app, Context& context) {
                    "Judge exactly these paths, by commas; all others are observed")
       ->delimiter(',')
       ->allow_extra_args(false);
-  command->add_option("--require", arguments->options.required,
-                      "PATH[:BACKEND] that must have run, else exit 3 (repeatable)")
+  command
+      ->add_option("--require", arguments->options.required,
+                   "PATH[:BACKEND] that must have run, else exit 3 (repeatable)")
       ->allow_extra_args(false);
   command->add_option("--repeat", arguments->options.repeat, "Runs of each path, compared bit by bit")
       ->capture_default_str()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fmt/format.h"
 
-#include "kernels/sink_attention.h"
+#include "src/paths/sink_kernel.hpp"
 #include "src/paths/table.hpp"
 #include "src/record/run_info.hpp"
 #include "src/torch/module.hpp"
@@ -15,9 +15,7 @@ void print_info() {
   for (const auto& [name, value] : collect_run_info("", 0)) {
     if (name != "command_line" && name != "utc") fmt::print("{:<12} {}\n", name, value);
   }
-  using sink_attention::DType;
-  fmt::print("{:<12} bf16 {}, fp16 {}, fp32 {}\n", "kernel", sink_attention::cpu::isa_name(DType::kBf16),
-             sink_attention::cpu::isa_name(DType::kFp16), sink_attention::cpu::isa_name(DType::kFp32));
+  fmt::print("{:<12} {}\n", "kernel", sink_kernel_backends());
   fmt::print("\n{:<28} {:<28} {}\n", "path", "needs", "here");
   for (const Path& path : all_paths()) {
     const bool missing = path.name != "sink_kernel" && !torch.unavailable.empty();

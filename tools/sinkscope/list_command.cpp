@@ -26,8 +26,7 @@ std::string role_of(const Gate& gate, const std::string& path) {
 void list_paths() {
   constexpr std::string_view kLine = "{:<27} {:<15} {}\n";
   const Gate gate = read_gate(find_gate("default"));
-  for (const Path& path : all_paths())
-    fmt::print(kLine, path.name, role_of(gate, path.name), path.summary);
+  for (const Path& path : all_paths()) fmt::print(kLine, path.name, role_of(gate, path.name), path.summary);
   fmt::print(kLine, "recorded.NAME", "judged", "outputs that a capture brings (observed where NAME is)");
   fmt::print(kLine, "fault:NAME:PATH", "as PATH", "a known mistake around a path (sinkscope list faults)");
 }
