@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The production sink-attention kernel: one plain interface for every backend (CPU now, CUDA sm_90a next).
+// The production sink-attention kernel: one plain interface for every backend (CPU, CUDA sm_90a).
 //
 //   S_ij = scale q_i.k_j      LSE_i = log(sum_j exp S_ij + exp s_h)
 //   P = exp(S - LSE)          p_i = exp(s_h - LSE_i)
@@ -7,7 +7,7 @@
 //   dQ = scale dS K           dK = scale dS^T Q             dV = P^T dO
 //   dsink_h = sum_i p_i (dLSE_i - Delta_i)
 //
-// This header knows only the C++ library. Nothing here allocates, synchronises or throws: the caller owns
+// This header knows only the C++ library. No buffer is allocated here and nothing is thrown: the caller owns
 // every buffer, its size comes from the functions below, and every refusal is a Status with a message, given
 // before anything is written.
 #pragma once
@@ -52,7 +52,7 @@ struct Problem {
   std::int64_t hkv = 1;             // key/value heads
   std::int64_t sq = 0;              // query rows of a batch entry; the total over documents when packed
   std::int64_t sk = 0;              // keys of a batch entry; the total over documents when packed
-  std::int64_t d = 64;              // head dim: 64 or 128
+  std::int64_t d = 64;              // head dim: 64 or 128 on a GPU, 1 to 256 on a CPU
   float scale = 0.125F;             // multiplies q.k; the sink is not scaled
   bool causal = true;               // key j is visible to row i when j <= i + sk - sq (per document)
   std::int64_t window = 0;  // 0: none; else (causal only) at most `window` keys, the row's own included
@@ -114,8 +114,8 @@ struct Options {
   Isa isa = Isa::kAuto;  // a forced one that the machine lacks gives kUnsupported
 };
 
-// Scratch that forward()/backward() need for these options, in bytes; O(threads) tiles in the forward, at
-// most O(b hq sq + threads tiles) in the backward, plus what the README documents for split key/value groups.
+// Scratch that forward()/backward() need for these options, in bytes: per thread one head's packed keys and
+// values and a few tiles; in the backward also fp32 sums of dk and dv of the heads in work (kernels/README.md).
 std::size_t forward_workspace_bytes(const Problem& problem, const Options& options);
 std::size_t backward_workspace_bytes(const Problem& problem, const Options& options);
 
@@ -129,5 +129,22 @@ Status backward(const BackwardParams& params, const Options& options = {});
 const char* isa_name(DType dtype);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// Sink attention on a GPU of compute capability 9.0 (H100, H200): bf16 and fp16, head dims 64 and 128. Built
+// where nvcc is found. Every pointer but those in the structs themselves is device memory; tensors need
+// addresses and strides that are multiples of 16 bytes; the workspace needs an address that is one.
+// Launches on the caller's stream, never waits, and can be captured in a CUDA graph. Bitwise repeatable; the
+// order of every sum depends on the problem alone.
+Status available();  // ok where the current device can run it
+
+std::size_t forward_workspace_bytes(const Problem& problem);
+std::size_t backward_workspace_bytes(const Problem& problem);
+
+Status forward(const ForwardParams& params, void* stream);  // stream: a cudaStream_t
+Status backward(const BackwardParams& params, void* stream);
+
+}  // namespace cuda
 
 }  // namespace sink_attention

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "reference/head.hpp"
@@ -66,7 +67,11 @@ void parallel(std::int64_t count, int threads, const std::function<void(std::int
     }
   };
   std::vector<std::thread> pool;
-  for (std::int64_t t = 1; t < std::min<std::int64_t>(threads, count); ++t) pool.emplace_back(work);
+  try {
+    for (std::int64_t t = 1; t < std::min<std::int64_t>(threads, count); ++t) pool.emplace_back(work);
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that are there do the work.
+  }
   work();
   for (std::thread& thread : pool) thread.join();
   if (failure) std::rethrow_exception(failure);

@@ -39,8 +39,9 @@ struct Rounding {
 };
 
 struct Options {
-  int threads = 0;    // 0: all hardware threads; the result does not depend on it
-  bool sigma = true;  // also compute the sigmas (six more matmuls beside the seven of the values)
+  int threads = 0;  // 0: all hardware threads; the result does not depend on it
+  bool sigma =
+      true;  // also compute the sigmas (seven more matmuls, in fp32 eight, beside the six of the values)
 };
 
 // One value per element of each output. Empty where not computed.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -42,7 +43,11 @@ void parallel(std::int64_t count, int threads, const Body& body) {
     for (std::int64_t i = next++; i < count; i = next++) body(i, thread);
   };
   std::vector<std::thread> pool;
-  for (int t = 1; t < smaller(threads, count); ++t) pool.emplace_back(work, t);
+  try {
+    for (int t = 1; t < smaller(threads, count); ++t) pool.emplace_back(work, t);
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that are there do the work.
+  }
   work(0);
   for (std::thread& thread : pool) thread.join();
 }

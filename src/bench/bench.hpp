@@ -24,8 +24,8 @@ using BenchProgress = std::function<void(std::string_view what, int round)>;
 nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress& progress = {});
 
 // The kernel's CPU backend (B1, 8 heads, S 4096, d 64, causal; fp32 and bf16), forward plus backward, against
-// eager and ATen's CPU flash attention. Keys per format: kernel, eager, flash_attention_2 in seconds,
-// speedup_over_*.
+// eager and ATen's CPU flash attention. Keys per format: backend and seconds of each contestant,
+// speedup_over_eager, speedup_over_aten_flash.
 nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& progress = {});
 
 // Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.

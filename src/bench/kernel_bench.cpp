@@ -33,7 +33,7 @@ nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& pr
         }
         if (progress) progress(name, round + 1);
         const auto start = std::chrono::steady_clock::now();
-        backends[name] = path.run(c, {options.threads}).backend;
+        backends[name] = path.run(c, {options.threads, true}).backend;
         const double elapsed =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (round >= 0) seconds[name].push_back(elapsed);

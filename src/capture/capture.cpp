@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -209,6 +210,15 @@ class CaptureReader {
     return lengths;
   }
 
+  // A recorded name becomes a path's name: in --paths, in the record, in file formats.
+  void check_recorded_name(const std::string& recorded, const std::string& tensor) const {
+    const bool plain = std::all_of(recorded.begin(), recorded.end(), [](unsigned char c) {
+      return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-' || c == '+';
+    });
+    if (!plain)
+      fail(fmt::format("has a recorded output '{}', wanted a name of letters, digits and . _ - +", tensor));
+  }
+
   // What is left must be recorded outputs, NAME.TENSOR.
   void read_recorded(Case& c) {
     const AttentionShape& s = c.problem.shape;
@@ -223,6 +233,11 @@ class CaptureReader {
         fail(fmt::format(
             "has an unknown tensor '{}', wanted an input or NAME.out, .lse, .dq, .dk, .dv or .dsinks", name));
       }
+      check_recorded_name(name.substr(0, dot), name);
+      const bool is_gradient = *kind != TensorName::kOut && *kind != TensorName::kLse;
+      if (is_gradient && !c.dout.given()) fail(fmt::format("has the gradient '{}' but no 'dout'", name));
+      if (*kind == TensorName::kDsinks && !c.sinks.given())
+        fail(fmt::format("has '{}' but no 'sinks'", name));
       const bool has_d = *kind != TensorName::kLse && *kind != TensorName::kDsinks;
       Tensor tensor = has_d ? take_heads_first(name, 4) : take(name);
       const bool of_keys = *kind == TensorName::kDk || *kind == TensorName::kDv;

@@ -9,8 +9,8 @@
 
 namespace sinkscope {
 
-// Reads a capture into a case named after the file's stem. `problem.capture` is the path; its layout, grads
-// and residual tokens are kept. Throws InputError.
+// Reads a capture into a case named after the file's stem. `problem.capture` is the path; its grads
+// and residual tokens are kept, and layout=bshd; a capture that is laid out so stays so. Throws InputError.
 Case load_capture(const Problem& problem);
 
 // Writes inputs (and recorded outputs) as a capture that load_capture reads back bit for bit.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
@@ -16,8 +17,10 @@ namespace {
 
 constexpr std::string_view kBaseline = "eager";
 
-std::string repro_line(const std::string& problem_line, const std::string& path) {
-  return fmt::format("sinkscope compare '{}' --paths '{}'", problem_line, path);
+// `judge_it`: the path is judged only because --judge says so.
+std::string repro_line(const std::string& problem_line, const std::string& path, bool judge_it) {
+  return fmt::format("sinkscope compare '{}' --paths '{}'{}", problem_line, path,
+                     judge_it ? fmt::format(" --judge '{}'", path) : "");
 }
 
 // One row that stands for a whole path.
@@ -85,6 +88,12 @@ class PathComparison {
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
     } catch (const InputError&) {
       throw;
+    } catch (const EnvironmentError& error) {
+      result.metrics.clear();
+      result.verdicts = {whole_path_row(Verdict::kSkipped, error.what())};
+    } catch (const std::bad_alloc&) {
+      result.metrics.clear();
+      result.verdicts = {whole_path_row(Verdict::kSkipped, "out of memory")};
     } catch (const std::exception& error) {
       result.metrics.clear();
       result.verdicts = {whole_path_row(Verdict::kError, error.what())};
@@ -135,7 +144,7 @@ void complete_rows(CaseResult& result, PathResult& path, const Gate& gate) {
     row.problem = result.name;
     row.path = path.path;
     row.judged = path.judged;
-    row.repro = repro_line(result.problem_line, path.path);
+    row.repro = repro_line(result.problem_line, path.path, path.judged && is_judged_by_request(gate));
   }
 }
 
@@ -148,30 +157,6 @@ std::vector<Path> chosen_paths(const Case& c, const CompareOptions& options) {
   }
   for (const std::string& name : options.paths) paths.push_back(find_path(name, c));
   return paths;
-}
-
-// `--require PATH[:BACKEND]`: the path must have run, on a backend that starts so.
-void check_required(const CaseResult& result, const std::vector<std::string>& required) {
-  for (const std::string& requirement : required) {
-    const bool is_fault = requirement.starts_with("fault:");
-    const std::size_t colon = is_fault ? std::string::npos : requirement.find(':');
-    const std::string name = requirement.substr(0, colon);
-    const std::string backend = colon == std::string::npos ? "" : requirement.substr(colon + 1);
-    const auto found = std::find_if(result.paths.begin(), result.paths.end(),
-                                    [&](const PathResult& path) { return path.path == name; });
-    if (found == result.paths.end())
-      throw EnvironmentError(
-          fmt::format("{} is required but was not among the paths of {}", name, result.name));
-    if (found->backend.empty()) {
-      throw EnvironmentError(
-          fmt::format("{} is required but did not run on {}: {}", name, result.name,
-                      found->verdicts.empty() ? "no reason given" : found->verdicts.front().reason));
-    }
-    if (!found->backend.starts_with(backend)) {
-      throw EnvironmentError(
-          fmt::format("{} is required on {} but ran on {}", name, backend, found->backend));
-    }
-  }
 }
 
 }  // namespace
@@ -225,8 +210,31 @@ CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& o
     path.sentences = describe(path, result.facts, result.shape);
     result.paths.push_back(std::move(path));
   }
-  check_required(result, options.required);
   return result;
+}
+
+std::vector<std::string> unmet_requirements(const CaseResult& result,
+                                            const std::vector<std::string>& required) {
+  std::vector<std::string> unmet;
+  for (const std::string& requirement : required) {
+    const bool is_fault = requirement.starts_with("fault:");
+    const std::size_t colon = is_fault ? std::string::npos : requirement.find(':');
+    const std::string name = requirement.substr(0, colon);
+    const std::string backend = colon == std::string::npos ? "" : requirement.substr(colon + 1);
+    const auto found = std::find_if(result.paths.begin(), result.paths.end(),
+                                    [&](const PathResult& path) { return path.path == name; });
+    if (found == result.paths.end()) {
+      unmet.push_back(fmt::format("{} is required but was not among the paths of {}", name, result.name));
+    } else if (found->backend.empty()) {
+      unmet.push_back(
+          fmt::format("{} is required but did not run on {}: {}", name, result.name,
+                      found->verdicts.empty() ? "no reason given" : found->verdicts.front().reason));
+    } else if (!found->backend.starts_with(backend)) {
+      unmet.push_back(fmt::format("{} is required on {} but ran on {} in {}", name, backend, found->backend,
+                                  result.name));
+    }
+  }
+  return unmet;
 }
 
 void rejudge(CaseResult& result, const Gate& gate) {

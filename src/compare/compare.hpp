@@ -15,9 +15,7 @@ namespace sinkscope {
 
 struct CompareOptions {
   std::vector<std::string> paths;  // empty: every computed path and every recorded one
-  std::vector<std::string>
-      required;    // PATH[:BACKEND] that must have run: an unmet one is an environment error
-  int repeat = 2;  // runs of each computed path, compared bit by bit
+  int repeat = 2;                  // runs of each computed path, compared bit by bit
   int threads = 0;
   bool keep_outputs = false;  // for --save-tensors
 };
@@ -26,13 +24,17 @@ struct CompareOptions {
 using Progress = std::function<void(std::string_view name, std::string_view stage, double share)>;
 
 // Runs one case through the truth and every path that the options name. A path that breaks gives a verdict,
-// not an exception. Throws InputError for unknown names, EnvironmentError for an unmet requirement.
+// not an exception. Throws InputError for unknown names.
 CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& options,
                         const Progress& progress = {});
 
 // The same with the paths given.
 CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& options,
                         const std::vector<Path>& paths, const Progress& progress);
+
+// One sentence for each PATH[:BACKEND] that did not run, or ran on another backend.
+std::vector<std::string> unmet_requirements(const CaseResult& result,
+                                            const std::vector<std::string>& required);
 
 // Judges a recorded case again: new verdicts for every tensor that was measured; skipped and broken paths
 // stay so.

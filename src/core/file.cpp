@@ -53,6 +53,10 @@ void remove_pending_and_exit(int signal) {
   for (PendingSlot& slot : pending_slots) {
     if (slot.armed) ::unlink(slot.path.data());
   }
+  if (signal == SIGINT) {
+    constexpr std::string_view kWords = "\nsinkscope: interrupted, nothing was written\n";
+    [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kWords.data(), kWords.size());
+  }
   ::_exit(128 + signal);
 }
 

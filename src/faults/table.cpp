@@ -64,7 +64,13 @@ Path sink_permuted(const Path& healthy) {
               });
 }
 
-// The head whose dq is quietest: the hardest to miss.
+// dq of a run, which a recorded path may lack.
+Tensor& dq_of(PathRun& run) {
+  if (!run.outputs.dq.given()) throw std::runtime_error("the mistake is in dq, the path gives none");
+  return run.outputs.dq;
+}
+
+// The head whose dq is quietest: a tolerance for the whole tensor would miss it.
 std::int64_t quietest_head(const Tensor& tensor) {
   const std::int64_t heads = tensor.shape()[0] * tensor.shape()[1];
   const std::int64_t per_head = tensor.size() / heads;
@@ -92,7 +98,7 @@ Path dq_head_lost(const Path& healthy) {
   return wrap(healthy, "dq_head_lost", needs_dq,
               [](const Path& path, const Case& c, const PathOptions& options) {
                 PathRun run = path.run(c, options);
-                Tensor& dq = run.outputs.dq;
+                Tensor& dq = dq_of(run);
                 const std::int64_t per_head = dq.size() / (dq.shape()[0] * dq.shape()[1]);
                 const std::int64_t head = quietest_head(dq);
                 for (std::int64_t i = 0; i < per_head; ++i) dq.set(head * per_head + i, 0);
@@ -104,7 +110,7 @@ Path dq_scaled(const Path& healthy) {
   return wrap(healthy, "dq_scaled", needs_dq,
               [](const Path& path, const Case& c, const PathOptions& options) {
                 PathRun run = path.run(c, options);
-                Tensor& dq = run.outputs.dq;
+                Tensor& dq = dq_of(run);
                 for (std::int64_t i = 0; i < dq.size(); ++i) dq.set(i, 1.05 * dq.at(i));
                 return run;
               });
@@ -135,32 +141,41 @@ Path dlse_dropped(const Path& healthy) {
     if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
     return std::nullopt;
   };
-  return wrap(healthy, "dlse_dropped", invisible,
-              [](const Path& path, const Case& c, const PathOptions& options) {
-                Case changed = c;
-                if (c.dlse.given()) {
-                  changed.dlse = {};
-                  return path.run(changed, options);
-                }
-                PathRun run = path.run(c, options);
-                if (!run.outputs.lse.given())
-                  throw std::runtime_error("dlse_dropped wraps only a path that gives an LSE");
-                const AttentionShape& s = c.problem.shape;
-                changed.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
-                std::vector<double> out(static_cast<std::size_t>(s.d)), dout(out.size());
-                for (std::int64_t row = 0; row < changed.dlse.size(); ++row) {
-                  run.outputs.out.widen(row * s.d, out);
-                  c.dout.widen(row * s.d, dout);
-                  double delta = 0;
-                  for (std::size_t i = 0; i < out.size(); ++i) delta += out[i] * dout[i];
-                  const double p = std::exp(c.sinks.at(row / s.sq % s.hq) - run.outputs.lse.at(row));
-                  if (p < 1) changed.dlse.set(row, -delta * p / (1 - p));
-                }
-                const PathRun dropped = path.run(changed, options);
-                run.outputs.dq = dropped.outputs.dq;
-                run.outputs.dk = dropped.outputs.dk;
-                return run;
-              });
+  Path planted = wrap(healthy, "dlse_dropped", invisible,
+                      [](const Path& path, const Case& c, const PathOptions& options) {
+                        Case changed = c;
+                        if (c.dlse.given()) {
+                          changed.dlse = {};
+                          return path.run(changed, options);
+                        }
+                        PathRun run = path.run(c, options);
+                        if (!run.outputs.lse.given())
+                          throw std::runtime_error("dlse_dropped wraps only a path that gives an LSE");
+                        const AttentionShape& s = c.problem.shape;
+                        changed.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
+                        std::vector<double> out(static_cast<std::size_t>(s.d)), dout(out.size());
+                        for (std::int64_t row = 0; row < changed.dlse.size(); ++row) {
+                          run.outputs.out.widen(row * s.d, out);
+                          c.dout.widen(row * s.d, dout);
+                          double delta = 0;
+                          for (std::size_t i = 0; i < out.size(); ++i) delta += out[i] * dout[i];
+                          const double p = std::exp(c.sinks.at(row / s.sq % s.hq) - run.outputs.lse.at(row));
+                          if (p < 1) changed.dlse.set(row, -delta * p / (1 - p));
+                        }
+                        const PathRun dropped = path.run(changed, options);
+                        run.outputs.dq = dropped.outputs.dq;
+                        run.outputs.dk = dropped.outputs.dk;
+                        return run;
+                      });
+  // Without a dLSE of the case's own the healthy path is handed one, which it must take.
+  planted.unsupported = [healthy, plain = planted.unsupported](const Case& c) {
+    std::optional<std::string> reason = plain(c);
+    if (reason || c.dlse.given()) return reason;
+    Case with_dlse = c;
+    with_dlse.dlse = Tensor(DType::kFp32, {c.problem.shape.b, c.problem.shape.hq, c.problem.shape.sq});
+    return healthy.unsupported(with_dlse);
+  };
+  return planted;
 }
 
 Path dsink_missing(const Path& healthy) {

@@ -50,6 +50,7 @@ std::string to_toml(const Gate& gate);
 
 // `--judge NAME,...`: exactly these are judged, everything else is observed.
 void judge_only(Gate& gate, const std::vector<std::string>& names);
+bool is_judged_by_request(const Gate& gate);  // was judge_only() called?
 
 // Is this path's verdict part of the exit code? `backend` is what it ran on; "PATH:cuda" in the gate's list
 // means PATH on a backend that starts so. recorded.NAME is observed where NAME is. A planted fault is judged

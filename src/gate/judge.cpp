@@ -125,6 +125,10 @@ void judge_only(Gate& gate, const std::vector<std::string>& names) {
   gate.observed = {"*"};
 }
 
+bool is_judged_by_request(const Gate& gate) {
+  return contains(gate.observed, "*");
+}
+
 bool is_judged(const Gate& gate, std::string_view path, std::string_view backend) {
   if (is_listed(gate.judged, path, backend)) return true;
   if (contains(gate.observed, path)) return false;

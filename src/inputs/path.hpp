@@ -11,7 +11,8 @@
 namespace sinkscope {
 
 struct PathOptions {
-  int threads = 0;  // 0: all hardware threads
+  int threads = 0;        // 0: all hardware threads
+  bool cpu_only = false;  // never a GPU, even where there is one
 };
 
 struct PathRun {

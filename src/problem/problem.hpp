@@ -61,7 +61,7 @@ struct Problem {
 // Throws InputError that shows the token: unknown, repeated, malformed, or impossible together with another.
 Problem parse_problem(std::string_view line);
 
-// The shape, format and mask, then what differs from the default; `canonical` prints every token.
+// The shape, format and mask, then what differs from the default; `canonical` prints defaults too.
 // parse_problem(to_string(p)) == p.
 std::string to_string(const Problem& problem, bool canonical = false);
 

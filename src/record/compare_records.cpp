@@ -65,7 +65,23 @@ struct Comparison {
     changes.push_back(std::move(change));
   }
 
+  // A path that was skipped or broke has one row for the whole, without a tensor.
+  static const VerdictRow* whole_path(const PathResult& path) { return find_verdict(path, ""); }
+
+  void compare_whole_paths(const CaseResult& result, const PathResult& before, const PathResult& after) {
+    const VerdictRow* then = whole_path(before);
+    const VerdictRow* now = whole_path(after);
+    if ((then == nullptr) == (now == nullptr)) return;
+    const bool lost = now != nullptr;
+    add(lost ? ChangeKind::kWorse : ChangeKind::kBetter, result.name, after.path, "",
+        lost ? fmt::format("{} {}: {} ({}), was measured", result.name, after.path, text(now->verdict),
+                           now->reason)
+             : fmt::format("{} {}: measured, was {}", result.name, after.path, text(then->verdict)));
+    changes.back().metric = "verdict";
+  }
+
   void compare_verdicts(const CaseResult& result, const PathResult& before, const PathResult& after) {
+    compare_whole_paths(result, before, after);
     for (const VerdictRow& now : after.verdicts) {
       const VerdictRow* then = find_verdict(before, now.tensor);
       if (then == nullptr || then->verdict == now.verdict) continue;

@@ -21,7 +21,8 @@ struct Change {
   std::string sentence;
 };
 
-// Worse: a verdict that went from passed to anything else, or a head's z_rms, z_row or z_max that grew by
+// Worse: a verdict that ranks worse than it did (passed, skipped, mistrusted, inconclusive, failed, error), a
+// path that was measured and no longer is, or a head's z_rms, z_row or z_max that grew by
 // more than `factor` and is over `floor` of its limit. Problems are matched by name and inputs_sha256.
 std::vector<Change> compare_records(const Record& before, const Record& after, double factor = 1.25,
                                     double floor = 0.5);

@@ -45,7 +45,7 @@ struct CaseResult {
 };
 
 // Writes a record problem by problem under a temporary name; finish() makes it complete and gives it its
-// final name. A JSON-lines sidecar (final name + ".partial.jsonl") carries the verdicts meanwhile, and stays
+// final name. A JSON-lines sidecar (final name + ".partial.jsonl.partial-PID") carries the verdicts meanwhile, and stays
 // only if the process dies.
 class RecordWriter {
  public:
@@ -68,7 +68,7 @@ struct Record {
   std::vector<VerdictRow> verdicts;
 };
 
-// Throws InputError: not HDF5, not a record, incomplete, a newer major version (by name).
+// Throws InputError: not HDF5, not a record, incomplete, another major version (by name).
 Record read_record(const std::string& path);
 
 }  // namespace sinkscope

@@ -9,7 +9,7 @@
 namespace sinkscope {
 
 // Name and value in the order of printing: version, commit, utc, command_line, cpu, cores, threads, gpu,
-// driver, cuda, torch, eigen, hdf5, kernel_isa. An absent thing is "none".
+// driver, cuda, torch, hdf5. An absent thing is "none".
 using RunInfo = std::vector<std::pair<std::string, std::string>>;
 
 RunInfo collect_run_info(const std::string& command_line, int threads);

@@ -37,8 +37,10 @@ std::string escaped(std::string_view text) {
 
 std::string message_of(const VerdictRow& row) {
   if (!row.reason.empty()) return row.reason;
-  return fmt::format("batch {} head {} row {}: {} {:.4g}, limit {:.4g}", row.batch, row.head, row.row,
-                     row.metric, row.value, row.limit);
+  const bool of_keys = row.tensor == "dk" || row.tensor == "dv";
+  return fmt::format("batch {} {}head {}{}: {} {:.4g}, limit {:.4g}", row.batch, of_keys ? "kv " : "",
+                     row.head, row.row >= 0 ? fmt::format(" row {}", row.row) : "", row.metric, row.value,
+                     row.limit);
 }
 
 // What stands inside a <testcase>: nothing when it passed; what is only observed never fails a build.
@@ -114,7 +116,7 @@ std::string to_junit(const std::vector<CaseResult>& results) {
     suites += fmt::format(
         "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\">\n{}  "
         "</testsuite>\n",
-        escaped(result.name), tests, failures, errors, skipped, cases);
+        escaped(result.name + ": " + result.problem_line), tests, failures, errors, skipped, cases);
   }
   return fmt::format("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n{}</testsuites>\n", suites);
 }

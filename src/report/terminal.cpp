@@ -157,7 +157,8 @@ std::string render_summary(const std::vector<VerdictRow>& rows, const TerminalSt
     const std::string where =
         row.head < 0
             ? row.reason
-            : fmt::format("batch {} head {}{}: {} {} over limit {}{}", row.batch, row.head,
+            : fmt::format("batch {} {}head {}{}: {} {} over limit {}{}", row.batch,
+                          row.tensor == "dk" || row.tensor == "dv" ? "kv " : "", row.head,
                           row.row >= 0 ? fmt::format(" row {}", row.row) : "", row.metric, number(row.value),
                           number(row.limit), row.reason.empty() ? "" : " (" + row.reason + ")");
     out += fmt::format("{} {} {} {}: {}\n    {}\n",
@@ -179,7 +180,7 @@ std::string render_summary(const std::vector<VerdictRow>& rows, const TerminalSt
                            : code == ExitCode::kInconclusive ? "INCONCLUSIVE"
                            : code == ExitCode::kEnvironment  ? "NOTHING JUDGED"
                                                              : "ERROR";
-  out += fmt::format("{}  judged: {}; observed: {}\n",
+  out += fmt::format("{}  judged tensors: {}; observed, not deciding: {}\n",
                      painted(word, code == ExitCode::kPassed ? kGreen : kRed, style), count(judged),
                      count(observed));
   return out;

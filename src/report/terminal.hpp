@@ -14,7 +14,6 @@ struct TerminalStyle {
   bool colour = false;
   bool verbose = false;  // the full per-head table
   bool quiet = false;    // failures and the last line only
-  int width = 100;
 };
 
 // One block per case: one line per (path, tensor), then the sentences.

@@ -2,6 +2,7 @@
 // ATen's flash attention on the CPU, alone and with a sink put in from outside.
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <algorithm>
 #include <limits>
 
 #include "src/torch/document.hpp"
@@ -123,9 +124,17 @@ Outputs rescaled(const TorchCase& t) {
 
 std::optional<std::string> mask_too_large(const Case& c) {
   const AttentionShape& s = c.problem.shape;
-  const double bytes = 4.0 * static_cast<double>(s.sq) * static_cast<double>(s.sk);
-  const bool needs_mask = s.causal && (s.window > 0 || s.sq != s.sk) && s.docs.empty();
-  if (!needs_mask || bytes <= kMostMaskBytes) return std::nullopt;
+  const std::vector<std::int64_t> rows = s.docs.empty() ? std::vector{s.sq} : s.docs;
+  const std::vector<std::int64_t> keys = s.docs.empty()     ? std::vector{s.sk}
+                                         : s.docs_k.empty() ? s.docs
+                                                            : s.docs_k;
+  double bytes = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const bool needs_mask = s.causal && (s.window > 0 || rows[i] != keys[i]);
+    if (needs_mask)
+      bytes = std::max(bytes, 4.0 * static_cast<double>(rows[i]) * static_cast<double>(keys[i]));
+  }
+  if (bytes <= kMostMaskBytes) return std::nullopt;
   return "needs a mask of " + std::to_string(static_cast<int>(bytes / (1 << 30))) +
          " GiB for the window, more than 4 GiB";
 }

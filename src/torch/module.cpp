@@ -43,6 +43,10 @@ TorchModule load() {
     fill(&module);
     return module;
   }
+  if (const char* chosen = std::getenv("SINKSCOPE_TORCH_MODULE")) {
+    module.unavailable = fmt::format("SINKSCOPE_TORCH_MODULE is {}, which does not exist", chosen);
+    return module;
+  }
   module.unavailable =
       fmt::format("needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)", kFileName);
   return module;

@@ -5,8 +5,9 @@ namespace sinkscope {
 
 Truth compute_truth(const Case& c, int threads) {
   const AttentionShape& s = c.problem.shape;
-  const reference::Problem problem = {s.b,      s.hq,     s.hkv,   s.sq,     s.sk,    s.d,
-                                      s.causal, s.window, s.scale, s.cu_q(), s.cu_k()};
+  const double scale = static_cast<float>(s.scale);  // as every path takes it
+  const reference::Problem problem = {s.b,      s.hq,     s.hkv, s.sq,     s.sk,    s.d,
+                                      s.causal, s.window, scale, s.cu_q(), s.cu_k()};
   const std::vector<double> q = c.q.widened();
   const std::vector<double> k = c.k.widened();
   const std::vector<double> v = c.v.widened();

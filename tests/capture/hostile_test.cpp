@@ -169,6 +169,17 @@ TEST_F(Hostile, CapturesThatAreNotOne) {
   expect(
       "no k", [](Safetensors& s) { s.tensors.erase("k"); }, "k");
   expect(
+      "a recorded gradient without dout",
+      [](Safetensors& s) {
+        s.tensors["mine.dq"] = s.tensors["q"];
+        s.tensors.erase("dout");
+        s.tensors.erase("dlse");
+      },
+      "mine.dq");
+  expect(
+      "a recorded name that is no path's", [](Safetensors& s) { s.tensors["a/b.out"] = s.tensors["q"]; },
+      "a/b.out");
+  expect(
       "q of integers",
       [](Safetensors& s) {
         s.tensors["q"] = Tensor(DType::kInt32, {1, 4, 6, 8});

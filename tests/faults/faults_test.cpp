@@ -62,6 +62,13 @@ TEST(Faults, SayWhereTheyCannotBeSeen) {
   }
 }
 
+TEST(Faults, OfDqNeedAPathThatGivesOne) {
+  Case c = generate_case(parse_problem("b1 hq2 hkv1 sq8 sk8 d64 bf16 causal seed=1"), "test");
+  c.recorded["mine"].out = c.q;
+  EXPECT_THROW(find_path("fault:dq_head_lost:recorded.mine", c).run(c, {}), std::runtime_error);
+  EXPECT_THROW(find_path("fault:dq_scaled:recorded.mine", c).run(c, {}), std::runtime_error);
+}
+
 TEST(Faults, AreFoundByName) {
   EXPECT_EQ(find_fault("dq_scaled").name, "dq_scaled");
   EXPECT_THROW(find_fault("dq_sacled"), InputError);

@@ -59,7 +59,7 @@ TEST(JUnit, CountsAndEscapes) {
       {row_of(Verdict::kFailed, true), row_of(Verdict::kFailed, false), row_of(Verdict::kSkipped, true),
        row_of(Verdict::kError, true), row_of(Verdict::kMistrusted, true), row_of(Verdict::kPassed, true)})});
   EXPECT_NE(xml.find("tests=\"6\" failures=\"2\" errors=\"1\" skipped=\"2\""), std::string::npos) << xml;
-  EXPECT_NE(xml.find("name=\"a&lt;b&gt;&amp;&quot;c&quot;\""), std::string::npos) << xml;
+  EXPECT_NE(xml.find("name=\"a&lt;b&gt;&amp;&quot;c&quot;: "), std::string::npos) << xml;
   EXPECT_EQ(xml.find("a<b"), std::string::npos);
 }
 

@@ -139,6 +139,9 @@ TEST_F(Command, RequiredBackends) {
             0);
   expect_refused(std::string("compare --paths sink_kernel --require sink_kernel:cuda ") + kSmall, 3, "cuda");
   expect_refused(std::string("compare --paths sink_kernel --require eager ") + kSmall, 3, "eager");
+  sinkscope(std::string("compare --paths sink_kernel --require sink_kernel:cuda ") + kSmall + " --junit " +
+            path("a.xml"));
+  EXPECT_TRUE(fs::exists(path("a.xml"))) << "what was measured is written";
 }
 
 TEST_F(Command, ObservedPathsDoNotDecide) {
@@ -146,6 +149,60 @@ TEST_F(Command, ObservedPathsDoNotDecide) {
   EXPECT_EQ(sinkscope(std::string("compare --paths recorded.eager ") + kCapture).code, 3);
   EXPECT_EQ(sinkscope(std::string("compare --paths recorded.eager --judge recorded.eager ") + kCapture).code,
             1);
+}
+
+// A failure prints the line that reproduces it: it must be one that the command takes.
+TEST_F(Command, TheReproLineOfACaptureRuns) {
+  const Ran ran = sinkscope(std::string("compare 'capture=") + kCapture + "' --paths sink_kernel");
+  EXPECT_EQ(ran.code, 0) << ran.err;
+}
+
+TEST_F(Command, DiffSeesAPathThatBroke) {
+  const std::string line = std::string("compare ") + kSmall + " --paths sink_kernel,eager -o ";
+  ASSERT_EQ(sinkscope(line + path("a.h5")).code, 0);
+  sinkscope(line + path("b.h5"), "SINKSCOPE_TORCH_MODULE=/missing.so");
+  const Ran ran = sinkscope("diff " + path("a.h5") + " " + path("b.h5"));
+#ifdef SINKSCOPE_WITH_TORCH
+  EXPECT_EQ(ran.code, 1) << ran.out;
+  EXPECT_NE(ran.out.find("was measured"), std::string::npos) << ran.out;
+  EXPECT_NE(ran.out.find("/missing.so"), std::string::npos) << ran.out;
+#else
+  EXPECT_EQ(ran.code, 0) << ran.out;
+#endif
+}
+
+TEST_F(Command, ForgottenQuotesAreNoticed) {
+  expect_refused("compare b1 hq2 hkv1 sq64 sk64", 2, "wanted 'b1 hq2 hkv1 sq64 sk64'");
+}
+
+TEST_F(Command, AnInputIsNeverOverwritten) {
+  ASSERT_EQ(sinkscope(std::string("generate ") + kSmall + " -o " + path("a.safetensors")).code, 0);
+  expect_refused("compare " + path("a.safetensors") + " --overwrite -o " + path("a.safetensors"), 2,
+                 "is an input");
+  EXPECT_NO_THROW(read_safetensors(path("a.safetensors")));
+}
+
+TEST_F(Command, PathNamesAreCheckedWhereverTheyAreGiven) {
+  expect_refused(std::string("compare --judge eagre ") + kSmall, 2, "'eagre'");
+  expect_refused(std::string("compare --require eagre:cpu ") + kSmall, 2, "'eagre'");
+  EXPECT_EQ(
+      sinkscope(std::string("compare --paths 'sink_kernel, eager_fp32' --judge sink_kernel:cpu ") + kSmall)
+          .code,
+      0);
+}
+
+// A failure that only --judge made one is reproduced with it.
+TEST_F(Command, TheReproLineJudgesWhatWasJudged) {
+  const Ran ran =
+      sinkscope(std::string("compare ") + kCapture + " --paths recorded.eager --judge recorded.eager -q");
+  EXPECT_EQ(ran.code, 1);
+  EXPECT_NE(ran.out.find("--paths 'recorded.eager' --judge 'recorded.eager'"), std::string::npos) << ran.out;
+}
+
+TEST_F(Command, ExistingTargetsAreRefusedBeforeTheWork) {
+  std::ofstream(path("a.json")) << "mine";
+  expect_refused("bench reference --json " + path("a.json"), 2, "--overwrite");
+  expect_refused("calibrate -o " + path("a.json"), 2, "--overwrite");
 }
 
 TEST_F(Command, ThreadsDoNotChangeTheVerdicts) {

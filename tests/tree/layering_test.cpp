@@ -53,8 +53,8 @@ std::string room_of(const std::string& path) {
 struct Library {
   std::string_view prefix, room;
 };
-constexpr Library kLibraries[] = {{"ATen/", "src/torch"}, {"torch/", "src/torch"},  {"c10/", "src/torch"},
-                                  {"CLI/", "tools"},      {"hdf5", "src/record"},   {"toml++/", "src/gate"},
+constexpr Library kLibraries[] = {{"ATen/", "src/torch"}, {"torch/", "src/torch"}, {"c10/", "src/torch"},
+                                  {"CLI/", "tools"},      {"hdf5", "src/record"},  {"toml++/", "src/gate"},
                                   {"cuda", "kernels"},    {"cuda", "src/paths"}};
 // The two leaves, and the rooms of src/ that may look at them through one header each.
 struct Leaf {
@@ -78,7 +78,8 @@ bool is_leaf_allowed(const std::string& include, const std::string& room) {
   for (const Leaf& leaf : kLeaves) {
     if (room_of(include) != leaf.name) continue;
     if (room == leaf.name) return true;
-    return include == leaf.header && std::find(leaf.users.begin(), leaf.users.end(), room) != leaf.users.end();
+    return include == leaf.header &&
+           std::find(leaf.users.begin(), leaf.users.end(), room) != leaf.users.end();
   }
   return true;
 }
@@ -86,7 +87,8 @@ bool is_leaf_allowed(const std::string& include, const std::string& room) {
 bool is_direction_allowed(const std::string& include, const std::string& room,
                           const std::vector<std::string>& order) {
   const auto level = [&](const std::string& name) {
-    return name.starts_with("src/") ? std::find(order.begin(), order.end(), name.substr(4)) - order.begin() : 0;
+    return name.starts_with("src/") ? std::find(order.begin(), order.end(), name.substr(4)) - order.begin()
+                                    : 0;
   };
   const std::string target = room_of(include);
   if (target == "tools" || target == "tests") return room == target;
@@ -136,7 +138,8 @@ TEST(Layering, EveryFolderOfSrcHasALevel) {
   const std::vector<std::string> order = src_order();
   for (const auto& entry : fs::directory_iterator("src")) {
     if (!entry.is_directory()) continue;
-    EXPECT_NE(std::find(order.begin(), order.end(), entry.path().filename().string()), order.end()) << entry.path();
+    EXPECT_NE(std::find(order.begin(), order.end(), entry.path().filename().string()), order.end())
+        << entry.path();
   }
 }
 

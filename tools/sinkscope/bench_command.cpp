@@ -32,6 +32,8 @@ void add_bench_command(CLI::App& app, Context& context) {
   command->add_flag("--overwrite", arguments->overwrite, "Replace the file if it exists");
   command->footer("Example:\n  sinkscope bench reference --json reference.json");
   command->callback([arguments, &context] {
+    if (!arguments->json.empty())
+      PendingFile(arguments->json, arguments->overwrite);  // refused before the work
     ProgressLine line(true, 1);
     const auto progress = [&](std::string_view what, int round) {
       line.update(what, fmt::format("round {}", round),

@@ -41,6 +41,8 @@ void add_calibrate_command(CLI::App& app, Context& context) {
   command->callback([arguments, &context] {
     const Gate gate = read_gate(find_gate(arguments->gate));
     if (!arguments->captures.empty()) arguments->options.captures = captures_at(arguments->captures);
+    if (!arguments->output.empty())
+      PendingFile(arguments->output, arguments->overwrite);  // refused before the work
     ProgressLine line(true, 1);
     const Calibration calibration =
         calibrate(gate, arguments->options, [&](std::string_view name, std::string_view stage, double share) {

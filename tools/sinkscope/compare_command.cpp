@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
 #include <memory>
 #include <optional>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "src/capture/capture.hpp"
 #include "src/compare/compare.hpp"
+#include "src/core/error.hpp"
 #include "src/core/file.hpp"
-#include "src/paths/table.hpp"
 #include "src/report/machine.hpp"
 #include "src/report/terminal.hpp"
 #include "tools/sinkscope/commands.hpp"
@@ -24,30 +26,34 @@ struct CompareArguments {
   std::string gate = "default";
   std::string truth = "eigen";
   std::string colour = "auto";
-  std::vector<std::string> judged;
+  std::vector<std::string> judged, required;
   CompareOptions options;
   bool overwrite = false, save_tensors = false, quiet = false, verbose = false;
 };
 
-// Names that no case could have are refused before any work.
-void check_path_names(const std::vector<std::string>& names) {
-  for (const std::string& name : names) {
-    if (name.find("recorded.") == std::string::npos) find_path(name, Case{});
+// Outputs are refused before the work: those that cannot be written, and those that would replace an input.
+void check_targets(const CompareArguments& arguments, const std::vector<NamedProblem>& problems) {
+  for (const std::string& target : {arguments.output, arguments.json, arguments.junit}) {
+    for (const NamedProblem& named : problems) {
+      std::error_code error;
+      if (target.empty() || named.problem.capture.empty()) continue;
+      if (std::filesystem::equivalent(target, named.problem.capture, error))
+        throw InputError(fmt::format("{} is an input: wanted another file to write to", target));
+    }
   }
-}
-
-void check_targets(const CompareArguments& arguments) {
   for (const std::string& target : {arguments.json, arguments.junit}) {
     if (!target.empty()) PendingFile(target, arguments.overwrite);
   }
 }
 
-void run_compare(const CompareArguments& arguments, Context& context) {
+void run_compare(CompareArguments& arguments, Context& context) {
+  tidy_path_names(arguments.options.paths, false);
+  tidy_path_names(arguments.required, true);
+  tidy_path_names(arguments.judged, true);
   Gate gate = read_gate(find_gate(arguments.gate));
   if (!arguments.judged.empty()) judge_only(gate, arguments.judged);
-  check_path_names(arguments.options.paths);
   const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
-  check_targets(arguments);
+  check_targets(arguments, problems);
   RunInfo info = collect_run_info(context.command_line, arguments.options.threads);
   std::optional<RecordWriter> record;
   if (!arguments.output.empty()) record.emplace(arguments.output, info, gate, arguments.overwrite);
@@ -58,6 +64,7 @@ void run_compare(const CompareArguments& arguments, Context& context) {
   ProgressLine progress(!arguments.quiet, problems.size());
   std::vector<CaseResult> results;
   std::vector<VerdictRow> rows;
+  std::vector<std::string> unmet;
   for (std::size_t i = 0; i < problems.size(); ++i) {
     progress.start_case(i);
     progress.update(problems[i].name, "inputs", 0);
@@ -69,6 +76,8 @@ void run_compare(const CompareArguments& arguments, Context& context) {
     progress.clear();
     fmt::print("{}", render_case(result, style));
     std::fflush(stdout);
+    for (std::string& sentence : unmet_requirements(result, arguments.required))
+      unmet.push_back(std::move(sentence));
     if (record) record->add(result, arguments.save_tensors ? &c : nullptr);
     for (PathResult& path : result.paths) {
       rows.insert(rows.end(), path.verdicts.begin(), path.verdicts.end());
@@ -84,6 +93,8 @@ void run_compare(const CompareArguments& arguments, Context& context) {
   fmt::print("{}", render_summary(rows, style));
   if (record) fmt::print("record: {}\n", arguments.output);
   context.exit_code = exit_code(rows);
+  // What was measured is written all the same: a CI job shows it beside the reason.
+  if (!unmet.empty()) throw EnvironmentError(fmt::format("{}", fmt::join(unmet, "\nsinkscope: ")));
 }
 
 }  // namespace
@@ -117,8 +128,9 @@ void add_compare_command(CLI::App& app, Context& context) {
       ->delimiter(',')
       ->allow_extra_args(false);
   command
-      ->add_option("--require", arguments->options.required,
-                   "PATH[:BACKEND] that must have run, else exit 3 (repeatable)")
+      ->add_option("--require", arguments->required,
+                   "PATH[:BACKEND] that must have run, by commas, else exit 3")
+      ->delimiter(',')
       ->allow_extra_args(false);
   command->add_option("--repeat", arguments->options.repeat, "Runs of each path, compared bit by bit")
       ->capture_default_str()
@@ -131,7 +143,7 @@ void add_compare_command(CLI::App& app, Context& context) {
   command->add_flag("--save-tensors", arguments->save_tensors, "Store inputs and outputs in the record too");
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
   command->add_flag("-q,--quiet", arguments->quiet, "Failures and the last line only");
-  command->add_flag("-v,--verbose", arguments->verbose, "Every head of every tensor");
+  command->add_flag("-v,--verbose", arguments->verbose, "Every head of every tensor")->excludes("--quiet");
   command->add_option("--color", arguments->colour, "auto, always or never")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "always", "never"}));

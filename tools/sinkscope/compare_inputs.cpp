@@ -8,6 +8,7 @@
 
 #include "src/capture/capture.hpp"
 #include "src/core/error.hpp"
+#include "src/paths/table.hpp"
 #include "tools/sinkscope/data_files.hpp"
 
 namespace sinkscope::cli {
@@ -15,6 +16,7 @@ namespace {
 
 // A file, a folder, or something that is plainly meant as a path.
 bool looks_like_path(const std::string& input) {
+  if (input.starts_with("capture=")) return false;  // a problem line, as failures print it
   std::error_code error;
   return std::filesystem::exists(input, error) || input.ends_with(".safetensors") ||
          (input.find('/') != std::string::npos && input.find('=') == std::string::npos);
@@ -32,10 +34,37 @@ void add_input(const std::string& input, std::vector<Problem>& problems) {
   }
 }
 
+// A problem line whose quotes were forgotten arrives as one argument per token.
+void check_quotes(const std::vector<std::string>& inputs) {
+  std::string line;
+  int bare = 0;
+  for (const std::string& input : inputs) {
+    if (looks_like_path(input) || input.starts_with("capture=") || input.find(' ') != std::string::npos)
+      continue;
+    line += (bare++ == 0 ? "" : " ") + input;
+  }
+  if (bare > 1) {
+    throw InputError(fmt::format(
+        "{} problem lines of one token each: a problem line is one argument, wanted '{}'", bare, line));
+  }
+}
+
 }  // namespace
+
+void tidy_path_names(std::vector<std::string>& names, bool with_backend) {
+  for (std::string& name : names) {
+    const std::size_t first = name.find_first_not_of(" \t");
+    if (first == std::string::npos) throw InputError("an empty path name, wanted names separated by commas");
+    name = name.substr(first, name.find_last_not_of(" \t") - first + 1);
+    if (name.find("recorded.") != std::string::npos) continue;  // known only with the case
+    const bool cut = with_backend && !name.starts_with("fault:");
+    find_path(cut ? name.substr(0, name.find(':')) : name, Case{});
+  }
+}
 
 std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
                                          const std::vector<std::string>& suites) {
+  check_quotes(inputs);
   std::vector<Problem> problems;
   for (const std::string& suite : suites) {
     const std::vector<Problem> lines = read_suite(find_suite(suite));

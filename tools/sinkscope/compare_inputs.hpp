@@ -20,4 +20,8 @@ struct NamedProblem {
 std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
                                          const std::vector<std::string>& suites);
 
+// Path names as they come from an option: blanks around them go. Throws InputError for an empty name or one that
+// no case could have; `with_backend` allows PATH:BACKEND.
+void tidy_path_names(std::vector<std::string>& names, bool with_backend);
+
 }  // namespace sinkscope::cli

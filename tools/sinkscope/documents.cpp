@@ -66,7 +66,10 @@ std::string man_page(const CLI::App& app) {
       ".SH EXIT STATUS\n0 passed, 1 gate failed or something got worse, 2 usage or input, 3 environment, 4 "
       "inconclusive, 5 internal, 130 interrupted.\n"
       ".SH ENVIRONMENT\n.TP\n.B NO_COLOR\nno colours\n.TP\n.B SINKSCOPE_DATA\nfolder of gates and "
-      "suites\n.TP\n.B SINKSCOPE_TORCH_MODULE\nthe module of the libtorch paths\n";
+      "suites\n.TP\n.B SINKSCOPE_TORCH_MODULE\nthe module of the libtorch paths\n"
+      ".TP\n.B SINKSCOPE_ISA\nthe kernel's instruction set: avx2, avx512 or amx\n.TP\n.B "
+      "SINKSCOPE_KERNEL_BACKEND\nwhere "
+      "the kernel runs: cpu or cuda\n";
   return text;
 }
 

@@ -12,6 +12,7 @@
 #include "src/report/machine.hpp"
 #include "src/report/terminal.hpp"
 #include "tools/sinkscope/commands.hpp"
+#include "tools/sinkscope/compare_inputs.hpp"
 #include "tools/sinkscope/data_files.hpp"
 #include "tools/sinkscope/progress.hpp"
 
@@ -25,7 +26,8 @@ struct GateArguments {
   bool overwrite = false, quiet = false, verbose = false;
 };
 
-void run_gate(const GateArguments& arguments, Context& context) {
+void run_gate(GateArguments& arguments, Context& context) {
+  tidy_path_names(arguments.judged, true);
   Record record = read_record(arguments.record);
   Gate gate = arguments.gate.empty() ? parse_gate(record.gate_toml, record.attributes["gate_name"])
                                      : read_gate(find_gate(arguments.gate));
@@ -83,7 +85,7 @@ void add_gate_command(CLI::App& app, Context& context) {
   command->add_option("--junit", arguments->junit, "Write verdicts as JUnit XML here");
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
   command->add_flag("-q,--quiet", arguments->quiet, "Failures and the last line only");
-  command->add_flag("-v,--verbose", arguments->verbose, "Every head of every tensor");
+  command->add_flag("-v,--verbose", arguments->verbose, "Every head of every tensor")->excludes("--quiet");
   command->add_option("--color", arguments->colour, "auto, always or never")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "always", "never"}));
