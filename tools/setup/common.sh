@@ -47,6 +47,8 @@ install_packages() {
 say_what_is_built() {
   if ! command -v nvcc >/dev/null && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
     say "no nvcc here: everything is built but the CUDA backend"
+  else
+    say "the CUDA backend is not built by default: cmake --preset default -DSINKSCOPE_CUDA=ON"
   fi
 }
 

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches one instantiation of the forward kernel.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/check.hpp"
+#include "kernels/cuda/forward.cuh"
+#include "kernels/cuda/forward.hpp"
+
+namespace sink_attention::cuda {
+
+template <typename Config>
+Status launch_forward(const ForwardArguments& arguments, int blocks, void* stream) {
+  constexpr std::size_t kBytes = sizeof(ForwardPlan<Config>);
+  const cudaError_t error = cudaFuncSetAttribute(
+      forward_kernel<Config>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
+  if (error != cudaSuccess) return check_launch("the forward");
+  forward_kernel<Config><<<blocks, Config::kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(arguments);
+  return check_launch("the forward");
+}
+
+}  // namespace sink_attention::cuda

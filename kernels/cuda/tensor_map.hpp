@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Descriptors for the copy engine. Host side only.
+#pragma once
+
+#include <cstdint>
+#include <cuda.h>
+
+#include "kernels/sink_attention.h"
+
+namespace sink_attention::cuda {
+
+// The sizes of a tensor [b, h, s, d] beside its pointer and strides.
+struct TensorSizes {
+  std::int64_t b, h, s, d;
+};
+
+// A map of the tensor whose boxes are `box_rows` rows (at most 256) of 64 elements, 128-byte swizzled; rows
+// outside the tensor read as zeros. `name` is for the message. The tensor must have passed check_tensor().
+Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const TensorSizes& sizes, DType dtype,
+                       int box_rows, const char* name);
+
+}  // namespace sink_attention::cuda
