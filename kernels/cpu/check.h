@@ -9,6 +9,4 @@ namespace sink_attention::cpu {
 Status check_forward(const ForwardParams& params, const Options& options);
 Status check_backward(const BackwardParams& params, const Options& options);
 
-[[gnu::format(printf, 2, 3)]] Status refuse(Status::Code code, const char* format, ...);
-
 }  // namespace sink_attention::cpu

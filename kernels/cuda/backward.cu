@@ -54,15 +54,6 @@ struct BackwardLayout {
   }
 };
 
-// Strides of dimensions of size 1 are ignored by being 0.
-template <typename Tensor>
-Tensor without_idle_strides(Tensor t, std::int64_t b, std::int64_t h, std::int64_t s) {
-  if (b == 1) t.stride_b = 0;
-  if (h == 1) t.stride_h = 0;
-  if (s == 1) t.stride_s = 0;
-  return t;
-}
-
 BackwardArguments arguments_of(const BackwardParams& w, const BackwardLayout& layout) {
   const Problem& p = w.problem;
   const auto start =

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/check.hpp"
 
-#include <cmath>
-#include <cstdarg>
 #include <cstdint>
-#include <cstdio>
 #include <cuda_runtime_api.h>
-#include <initializer_list>
+
+#include "kernels/check.h"
 
 namespace sink_attention::cuda {
 namespace {
@@ -17,51 +15,21 @@ constexpr std::int64_t kMostRows = std::int64_t{1} << 31;    // coordinates of t
 constexpr std::int64_t kMostStride = std::int64_t{1} << 39;  // elements: 2^40 bytes
 constexpr std::int64_t kAlignment = 16;                      // bytes, of the copy engine
 
-long long number(std::int64_t x) {
-  return static_cast<long long>(x);
-}
-
-Status first_of(std::initializer_list<Status> statuses) {
-  for (const Status& status : statuses) {
-    if (!status.ok()) return status;
-  }
-  return {};
-}
-
 Status check_problem(const Problem& p) {
   if (p.dtype != DType::kBf16 && p.dtype != DType::kFp16)
     return refuse(Code::kUnsupported, "fp32 on the GPU, wanted bf16 or fp16");
   if (p.d != 64 && p.d != 128)
     return refuse(Code::kUnsupported, "head dim %lld, wanted 64 or 128", number(p.d));
-  if (p.b < 1 || p.hq < 1 || p.hkv < 1) {
-    return refuse(Code::kInvalidArgument, "b %lld, hq %lld, hkv %lld: wanted at least 1 each", number(p.b),
-                  number(p.hq), number(p.hkv));
-  }
   if (p.sq < 0 || p.sk < 0 || p.sq >= kMostRows || p.sk >= kMostRows) {
     return refuse(Code::kInvalidArgument, "sq %lld, sk %lld: wanted 0 to 2^31 - 1 each", number(p.sq),
                   number(p.sk));
   }
-  if (p.hq % p.hkv != 0)
-    return refuse(Code::kInvalidArgument, "hq %lld is not a multiple of hkv %lld", number(p.hq),
-                  number(p.hkv));
+  const Status common = check_sizes_and_masks(p);
+  if (!common.ok()) return common;
   if (p.b * p.hq >= kMostRows / 64 || p.b * p.hq * ((p.sq + p.sk) / 64 + p.documents + 2) >= kMostRows) {
     return refuse(Code::kUnsupported, "b %lld, hq %lld, sq %lld, sk %lld: wanted under 2^31 tiles of 64 rows",
                   number(p.b), number(p.hq), number(p.sq), number(p.sk));
   }
-  if (!std::isfinite(p.scale))
-    return refuse(Code::kInvalidArgument, "scale %g, wanted a finite number", static_cast<double>(p.scale));
-  if (p.window < 0 || (p.window > 0 && !p.causal)) {
-    return refuse(Code::kInvalidArgument, "window %lld with causal %d, wanted 0, or more with causal",
-                  number(p.window), p.causal ? 1 : 0);
-  }
-  if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr)) {
-    return refuse(Code::kInvalidArgument,
-                  "one of cu_seqlens_q and cu_seqlens_k is null, wanted both or neither");
-  }
-  if (p.cu_seqlens_q == nullptr) return {};
-  if (p.b != 1) return refuse(Code::kInvalidArgument, "b %lld with packed documents, wanted 1", number(p.b));
-  if (p.documents < 1)
-    return refuse(Code::kInvalidArgument, "documents %d with cu_seqlens, wanted at least 1", p.documents);
   return {};
 }
 
@@ -107,28 +75,13 @@ Status check_residual(const std::int8_t* residual) {
 }
 
 Status check_workspace(const void* workspace, std::size_t seen, std::size_t wanted) {
-  if (seen < wanted || (workspace == nullptr && wanted > 0)) {
-    return refuse(Code::kInvalidArgument, "a workspace of %zu bytes%s, wanted %zu", seen,
-                  workspace == nullptr ? " (null)" : "", wanted);
-  }
-  if (reinterpret_cast<std::uintptr_t>(workspace) % kAlignment != 0) {
-    return refuse(Code::kInvalidArgument, "the workspace lies at %p, wanted a multiple of %lld bytes",
-                  workspace, number(kAlignment));
-  }
-  return {};
+  const Status size = check_workspace_size(workspace, seen, wanted);
+  if (!size.ok() || reinterpret_cast<std::uintptr_t>(workspace) % kAlignment == 0) return size;
+  return refuse(Code::kInvalidArgument, "the workspace lies at %p, wanted a multiple of %lld bytes",
+                workspace, number(kAlignment));
 }
 
 }  // namespace
-
-Status refuse(Code code, const char* format, ...) {
-  Status status;
-  status.code = code;
-  std::va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(status.message, sizeof status.message, format, arguments);
-  va_end(arguments);
-  return status;
-}
 
 Status available() {
   int device = 0, major = 0, minor = 0;

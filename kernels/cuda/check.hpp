@@ -13,6 +13,4 @@ Status check_backward(const BackwardParams& params);
 // The error of the last launch on this thread, as a status that names what was launched.
 Status check_launch(const char* what);
 
-[[gnu::format(printf, 2, 3)]] Status refuse(Status::Code code, const char* format, ...);
-
 }  // namespace sink_attention::cuda

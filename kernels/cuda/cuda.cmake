@@ -16,4 +16,4 @@ endforeach()
 set_source_files_properties(${SINKSCOPE_CUDA_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
 sinkscope_add_library(kernels_cuda
   SOURCES cuda/check.cpp cuda/tensor_map.cpp ${SINKSCOPE_CUDA_OBJECTS}
-  LINKS CUDA::cudart_static)
+  LINKS sinkscope::kernels CUDA::cudart_static)

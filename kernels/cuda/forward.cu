@@ -63,10 +63,7 @@ Status forward(const ForwardParams& f, void* stream) {
   a.negate = p.scale < 0;
   a.sinks = f.sinks;
   a.sink_dtype = p.sink_dtype;
-  a.out = f.out;
-  if (p.b == 1) a.out.stride_b = 0;
-  if (p.hq == 1) a.out.stride_h = 0;
-  if (p.sq == 1) a.out.stride_s = 0;
+  a.out = without_idle_strides(f.out, p.b, p.hq, p.sq);
   a.lse = f.lse;
   a.residual = f.residual;
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <cuda_runtime_api.h>
 
-#include "kernels/cuda/check.hpp"
+#include "kernels/check.h"
 
 namespace sink_attention::cuda {
 namespace {

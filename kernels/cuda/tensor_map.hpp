@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Descriptors for the copy engine. Host side only.
+// Tensors as the kernels take them: strides, and descriptors for the copy engine. Host side only.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,15 @@ namespace sink_attention::cuda {
 struct TensorSizes {
   std::int64_t b, h, s, d;
 };
+
+// Strides of dimensions of size 1 are ignored by being 0.
+template <typename Tensor>
+Tensor without_idle_strides(Tensor t, std::int64_t b, std::int64_t h, std::int64_t s) {
+  if (b == 1) t.stride_b = 0;
+  if (h == 1) t.stride_h = 0;
+  if (s == 1) t.stride_s = 0;
+  return t;
+}
 
 // A map of the tensor whose boxes are `box_rows` rows (at most 256) of 64 elements, 128-byte swizzled; rows
 // outside the tensor read as zeros. `name` is for the message. The tensor must have passed check_tensor().
