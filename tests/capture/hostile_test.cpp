@@ -14,20 +14,19 @@
 #include "src/capture/safetensors.hpp"
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace sinkscope {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Hostile : public testing::Test {
+class Hostile : public TemporaryFolder {
  protected:
   void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / ("sinkscope-capture-" + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-    path_ = (folder_ / "case.safetensors").string();
+    TemporaryFolder::SetUp();
+    path_ = path("case.safetensors");
   }
-  void TearDown() override { fs::remove_all(folder_); }
 
   void write(const std::string& bytes) const { std::ofstream(path_, std::ios::binary) << bytes; }
   // A file with this header and so many bytes of data.
@@ -61,7 +60,6 @@ class Hostile : public testing::Test {
     return read_safetensors(path_);
   }
 
-  fs::path folder_;
   std::string path_;
 };
 

@@ -13,24 +13,16 @@
 #include "gtest/gtest.h"
 
 #include "src/core/error.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace sinkscope {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Files : public testing::Test {
+class Files : public TemporaryFolder {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / ("sinkscope-file-" + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
   bool folder_is_empty() const { return fs::is_empty(folder_); }
-
-  fs::path folder_;
 };
 
 TEST_F(Files, AppearWhenCommitted) {

@@ -17,24 +17,15 @@
 #include "src/core/error.hpp"
 #include "src/record/compare_records.hpp"
 #include "src/record/h5.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace sinkscope {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Records : public testing::Test {
+class Records : public TemporaryFolder {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / ("sinkscope-record-" + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  std::int64_t files() const { return std::distance(fs::directory_iterator(folder_), {}); }
-
-  fs::path folder_;
   Gate gate_ = read_gate("reports/gates/default.toml");
 };
 

@@ -12,6 +12,8 @@
 
 #include "gtest/gtest.h"
 
+#include "tests/temporary_folder.hpp"
+
 namespace sinkscope::tools {
 
 namespace fs = std::filesystem;
@@ -28,18 +30,9 @@ inline std::string content_of(const fs::path& path) {
   return text.str();
 }
 
-// A folder of its own for each test; `sinkscope(arguments)` runs in a shell, in the source folder.
-class CommandTest : public testing::Test {
+// `sinkscope(arguments)` runs in a shell, in the source folder.
+class CommandTest : public TemporaryFolder {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / ("sinkscope-command-" + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  std::int64_t files() const { return std::distance(fs::directory_iterator(folder_), {}); }
-
   static Ran shell(const std::string& line) {
     const fs::path out = fs::path(testing::TempDir()) / ("sinkscope-out-" + std::to_string(::getpid()));
     const fs::path err = out.string() + ".err";
@@ -53,8 +46,6 @@ class CommandTest : public testing::Test {
   static Ran sinkscope(const std::string& arguments, const std::string& environment = "") {
     return shell(environment + " " + SINKSCOPE_EXECUTABLE + " " + arguments);
   }
-
-  fs::path folder_;
 };
 
 }  // namespace sinkscope::tools
