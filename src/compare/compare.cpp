@@ -72,7 +72,7 @@ class PathComparison {
     result.path = path.name;
     try {
       if (const std::optional<std::string> reason = path.unsupported(case_)) {
-        result.verdicts.push_back(whole_path_row(Verdict::kSkipped, *reason));
+        give_up(result, Verdict::kSkipped, *reason);
         return result;
       }
       const PathOptions path_options{options_.threads};
@@ -89,19 +89,22 @@ class PathComparison {
     } catch (const InputError&) {
       throw;
     } catch (const EnvironmentError& error) {
-      result.metrics.clear();
-      result.verdicts = {whole_path_row(Verdict::kSkipped, error.what())};
+      give_up(result, Verdict::kSkipped, error.what());
     } catch (const std::bad_alloc&) {
-      result.metrics.clear();
-      result.verdicts = {whole_path_row(Verdict::kSkipped, "out of memory")};
+      give_up(result, Verdict::kSkipped, "out of memory");
     } catch (const std::exception& error) {
-      result.metrics.clear();
-      result.verdicts = {whole_path_row(Verdict::kError, error.what())};
+      give_up(result, Verdict::kError, error.what());
     }
     return result;
   }
 
  private:
+  // Nothing of the path counts but the reason.
+  static void give_up(PathResult& result, Verdict verdict, const std::string& reason) {
+    result.metrics.clear();
+    result.verdicts = {whole_path_row(verdict, reason)};
+  }
+
   void measure_outputs(const Outputs& outputs, const PathResult* baseline, PathResult& result) const {
     for (const TensorName name : kTensorNames) {
       if (!outputs[name].given()) continue;

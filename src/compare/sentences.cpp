@@ -39,7 +39,7 @@ bool passed(const PathResult& path, TensorName name) {
 
 std::string head_text(const TensorMetrics& metrics, std::size_t head) {
   const auto h = static_cast<std::size_t>(metrics.h);
-  const bool of_keys = metrics.tensor == TensorName::kDk || metrics.tensor == TensorName::kDv;
+  const bool of_keys = is_of_keys(metrics.tensor);
   const std::string text = fmt::format("{}head {}", of_keys ? "kv " : "", head % h);
   return metrics.b > 1 ? fmt::format("{} of batch {}", text, head / h) : text;
 }

@@ -18,4 +18,9 @@ inline constexpr std::string_view text(TensorName name) {
   return kText[static_cast<std::size_t>(name)];
 }
 
+// Are the heads of this tensor key/value heads?
+inline constexpr bool is_of_keys(TensorName name) {
+  return name == TensorName::kDk || name == TensorName::kDv;
+}
+
 }  // namespace sinkscope

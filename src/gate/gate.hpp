@@ -80,6 +80,9 @@ struct VerdictRow {
   std::string repro;   // the command that reproduces it
 };
 
+// Where a row's value was seen: "batch 0 kv head 1 row 17".
+std::string place_of(const VerdictRow& row);
+
 // Is the signed bias of a head beyond chance (t of batch means, Bonferroni over the tensor's heads)? Its size
 // is judged only then. Never in lse: at fp32's scale, neighbouring rows' LSEs round alike.
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head);

@@ -88,6 +88,12 @@ Verdict verdict_from_text(std::string_view name) {
   return static_cast<Verdict>(found - kVerdictNames.begin());
 }
 
+std::string place_of(const VerdictRow& row) {
+  const bool of_keys = row.tensor == text(TensorName::kDk) || row.tensor == text(TensorName::kDv);
+  return fmt::format("batch {} {}head {}{}", row.batch, of_keys ? "kv " : "", row.head,
+                     row.row >= 0 ? fmt::format(" row {}", row.row) : "");
+}
+
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
   VerdictRow row;
   row.tensor = text(metrics.tensor);

@@ -82,7 +82,7 @@ HeadFacts read_facts(hid_t problem, const AttentionShape& s) {
 void read_metrics(hid_t problem, TensorName tensor, CaseResult& result) {
   const h5::Handle group = h5::open_group(problem, std::string(text(tensor)));
   const AttentionShape& s = result.shape;
-  const bool of_keys = tensor == TensorName::kDk || tensor == TensorName::kDv;
+  const bool of_keys = is_of_keys(tensor);
   const std::int64_t b = tensor == TensorName::kDsinks ? 1 : s.b;
   const std::int64_t h = of_keys ? s.hkv : s.hq;
   const auto heads = static_cast<std::size_t>(b * h);

@@ -39,7 +39,7 @@ class TensorGroup {
  public:
   TensorGroup(hid_t problem, const CaseResult& result, TensorName tensor)
       : result_(result), tensor_(tensor), group_(h5::create_group(problem, std::string(text(tensor)))) {
-    const bool of_keys = tensor == TensorName::kDk || tensor == TensorName::kDv;
+    const bool of_keys = is_of_keys(tensor);
     const bool batched = tensor != TensorName::kDsinks;
     const AttentionShape& s = result.shape;
     heads_ = static_cast<std::size_t>((batched ? s.b : 1) * (of_keys ? s.hkv : s.hq));
@@ -179,21 +179,25 @@ void write_tensors(hid_t problem, const CaseResult& result, const Case& c) {
   }
 }
 
+// One member of every row.
+template <typename T, typename Member>
+std::vector<T> column(const std::vector<VerdictRow>& rows, const Member& member) {
+  std::vector<T> values;
+  values.reserve(rows.size());
+  for (const VerdictRow& row : rows) values.push_back(member(row));
+  return values;
+}
+
 void write_verdicts(hid_t file, const std::vector<VerdictRow>& rows) {
   const h5::Handle group = h5::create_group(file, "verdicts");
-  const auto column = [&]<typename T>(std::vector<T> values, auto member) {
-    values.reserve(rows.size());
-    for (const VerdictRow& row : rows) values.push_back(member(row));
-    return values;
-  };
   const auto texts = [&](const char* name, auto member) {
-    h5::write_dataset(group, name, column(std::vector<std::string>(), member));
+    h5::write_dataset(group, name, column<std::string>(rows, member));
   };
   const auto integers = [&](const char* name, auto member) {
-    h5::write_dataset(group, name, {rows.size()}, column(std::vector<std::int64_t>(), member));
+    h5::write_dataset(group, name, {rows.size()}, column<std::int64_t>(rows, member));
   };
   const auto reals = [&](const char* name, auto member) {
-    h5::write_dataset(group, name, {rows.size()}, column(std::vector<double>(), member));
+    h5::write_dataset(group, name, {rows.size()}, column<double>(rows, member));
   };
   texts("problem", [](const VerdictRow& r) { return r.problem; });
   texts("path", [](const VerdictRow& r) { return r.path; });

@@ -37,10 +37,7 @@ std::string escaped(std::string_view text) {
 
 std::string message_of(const VerdictRow& row) {
   if (!row.reason.empty()) return row.reason;
-  const bool of_keys = row.tensor == "dk" || row.tensor == "dv";
-  return fmt::format("batch {} {}head {}{}: {} {:.4g}, limit {:.4g}", row.batch, of_keys ? "kv " : "",
-                     row.head, row.row >= 0 ? fmt::format(" row {}", row.row) : "", row.metric, row.value,
-                     row.limit);
+  return fmt::format("{}: {} {:.4g}, limit {:.4g}", place_of(row), row.metric, row.value, row.limit);
 }
 
 // What stands inside a <testcase>: nothing when it passed; what is only observed never fails a build.

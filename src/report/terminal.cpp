@@ -42,7 +42,7 @@ std::string verdict_text(const VerdictRow& row) {
 }
 
 std::string head_label(const TensorMetrics& metrics, std::int64_t batch, std::int64_t head) {
-  const bool of_keys = metrics.tensor == TensorName::kDk || metrics.tensor == TensorName::kDv;
+  const bool of_keys = is_of_keys(metrics.tensor);
   const std::string label = fmt::format("{}{}", of_keys ? "kv " : "", head);
   return metrics.b > 1 ? fmt::format("b{} {}", batch, label) : label;
 }
@@ -51,7 +51,7 @@ std::string head_label(const TensorMetrics& metrics, std::int64_t batch, std::in
 double sink_mass(const CaseResult& result, const TensorMetrics& metrics, std::int64_t batch,
                  std::int64_t head) {
   const AttentionShape& s = result.shape;
-  const bool of_keys = metrics.tensor == TensorName::kDk || metrics.tensor == TensorName::kDv;
+  const bool of_keys = is_of_keys(metrics.tensor);
   const std::int64_t group = of_keys ? s.group() : 1;
   double sum = 0;
   std::int64_t count = 0;
@@ -155,12 +155,9 @@ std::string render_summary(const std::vector<VerdictRow>& rows, const TerminalSt
     ++(row.judged ? judged : observed)[static_cast<std::size_t>(row.verdict)];
     if (!is_bad(row)) continue;
     const std::string where =
-        row.head < 0
-            ? row.reason
-            : fmt::format("batch {} {}head {}{}: {} {} over limit {}{}", row.batch,
-                          row.tensor == "dk" || row.tensor == "dv" ? "kv " : "", row.head,
-                          row.row >= 0 ? fmt::format(" row {}", row.row) : "", row.metric, number(row.value),
-                          number(row.limit), row.reason.empty() ? "" : " (" + row.reason + ")");
+        row.head < 0 ? row.reason
+                     : fmt::format("{}: {} {} over limit {}{}", place_of(row), row.metric, number(row.value),
+                                   number(row.limit), row.reason.empty() ? "" : " (" + row.reason + ")");
     out += fmt::format("{} {} {} {}: {}\n    {}\n",
                        painted(std::string(text(row.verdict)), colour_of(row), style), row.problem, row.path,
                        row.tensor, where, row.repro);
