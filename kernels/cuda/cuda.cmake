@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The CUDA backend. nvcc is called by name and not as a language of the project, so that whatever links the
-# library is still linked as C++.
+# library is still linked as C++. CMAKE_CUDA_COMPILER_LAUNCHER is respected.
 set(SINKSCOPE_CUDA_UNITS
   schedule forward forward_bf16_d64 forward_bf16_d128 forward_fp16_d64 forward_fp16_d128
   backward backward_bf16_d64 backward_bf16_d128 backward_fp16_d64 backward_fp16_d128)
@@ -8,7 +8,7 @@ foreach(unit ${SINKSCOPE_CUDA_UNITS})
   set(source ${CMAKE_CURRENT_SOURCE_DIR}/cuda/${unit}.cu)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/${unit}.cu.o)
   add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d
-    COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++20 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a
+    COMMAND ${CMAKE_CUDA_COMPILER_LAUNCHER} ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++20 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a
       -Xcompiler -fPIC -Xptxas --warn-on-spills -I${PROJECT_SOURCE_DIR} -MD -MF ${object}.d -c ${source} -o ${object}
     COMMENT "Compiling ${unit}.cu" VERBATIM)
   list(APPEND SINKSCOPE_CUDA_OBJECTS ${object})
