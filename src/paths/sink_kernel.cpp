@@ -83,17 +83,6 @@ PathRun run_on_cpu(const Case& c, const PathOptions& options) {
   return {KernelRun<CpuBackend>(c, backend).run(), fmt::format("cpu {}", isa)};
 }
 
-enum class WantedBackend { kEither, kCpu, kCuda };
-
-// SINKSCOPE_KERNEL_BACKEND=cpu (cuda) forces a backend; else the GPU runs what it can, and the CPU the rest.
-WantedBackend wanted_backend() {
-  const char* wanted = std::getenv("SINKSCOPE_KERNEL_BACKEND");
-  if (wanted == nullptr || *wanted == '\0') return WantedBackend::kEither;
-  if (std::string_view(wanted) == "cpu") return WantedBackend::kCpu;
-  if (std::string_view(wanted) == "cuda") return WantedBackend::kCuda;
-  throw InputError(fmt::format("SINKSCOPE_KERNEL_BACKEND is '{}', wanted cpu or cuda", wanted));
-}
-
 }  // namespace
 
 std::string sink_kernel_backends() {
@@ -110,13 +99,13 @@ Path sink_kernel_path() {
   path.backends = "cpu (AVX2, AVX-512 or AMX)";
   if (cuda_kernel_built()) path.backends = "cuda (sm_90a), else " + path.backends;
   path.unsupported = [](const Case& c) {
-    return wanted_backend() == WantedBackend::kCuda ? cuda_kernel_unsupported(c) : std::nullopt;
+    return wanted_device() == WantedDevice::kCuda ? cuda_kernel_unsupported(c) : std::nullopt;
   };
   path.run = [](const Case& c, const PathOptions& options) {
-    const WantedBackend wanted = wanted_backend();
+    const WantedDevice wanted = wanted_device();
     const bool on_gpu =
-        !options.cpu_only && (wanted == WantedBackend::kCuda ||
-                              (wanted == WantedBackend::kEither && !cuda_kernel_unsupported(c).has_value()));
+        !options.cpu_only && (wanted == WantedDevice::kCuda ||
+                              (wanted == WantedDevice::kEither && !cuda_kernel_unsupported(c).has_value()));
     return on_gpu ? run_cuda_kernel(c) : run_on_cpu(c, options);
   };
   return path;

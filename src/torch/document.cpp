@@ -9,6 +9,7 @@
 #include <thread>
 #include <torch/headeronly/version.h>
 
+#include "src/torch/cuda.hpp"
 #include "src/torch/module.hpp"
 
 namespace sinkscope::torch_paths {
@@ -154,4 +155,5 @@ extern "C" __attribute__((visibility("default"))) void sinkscope_fill_torch_modu
   module->version = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR) + "." +
                     std::to_string(TORCH_VERSION_PATCH);
   module->seconds_of_float64_eager = seconds_of_float64_eager;
+  module->cuda_unavailable = cuda_unavailable();
 }

@@ -5,10 +5,12 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "src/inputs/path.hpp"
+#include "src/truth/truth.hpp"
 
 namespace sinkscope {
 
@@ -35,6 +37,12 @@ struct TorchModule {
   // Seconds of one forward and backward of eager attention with a sink in float64 through autograd, for
   // `bench reference`; null when unavailable.
   double (*seconds_of_float64_eager)(const Case& c, int threads) = nullptr;
+
+  std::string cuda_unavailable;  // why libtorch has no GPU here, or empty; the fields below need one
+  // The truth of a case by double-precision products on the GPU.
+  Truth (*cuda_truth)(const Case& c) = nullptr;
+  // Enqueues one bf16 product of n x n matrices, 2 n^3 operations, for the machine's own matrix rate.
+  std::function<void()> (*cuda_gemm)(int n) = nullptr;
 };
 
 // Looks for the module at SINKSCOPE_TORCH_MODULE, beside the executable, then in ../lib/sinkscope. Loads it

@@ -22,7 +22,7 @@ class GoldenOutput : public CommandTest, public testing::WithParamInterface<Gold
 
 // One instruction set for all machines, and no path whose numbers belong to a machine.
 TEST_P(GoldenOutput, IsAsWrittenDown) {
-  const Ran ran = sinkscope(GetParam().arguments, "SINKSCOPE_KERNEL_BACKEND=cpu SINKSCOPE_ISA=avx2");
+  const Ran ran = sinkscope(GetParam().arguments, "SINKSCOPE_DEVICE=cpu SINKSCOPE_ISA=avx2");
   EXPECT_EQ(ran.code, GetParam().code) << ran.err;
   const fs::path file = fs::path("tests/tools/golden") / (std::string(GetParam().name) + ".txt");
   if (std::getenv("SINKSCOPE_RENEW") != nullptr) std::ofstream(file) << ran.out << ran.err;

@@ -68,7 +68,7 @@ std::string man_page(const CLI::App& app) {
       ".SH ENVIRONMENT\n.TP\n.B NO_COLOR\nno colours\n.TP\n.B SINKSCOPE_DATA\nfolder of gates and "
       "suites\n.TP\n.B SINKSCOPE_TORCH_MODULE\nthe module of the libtorch paths\n"
       ".TP\n.B SINKSCOPE_ISA\nthe kernel's instruction set: avx2, avx512 or amx\n.TP\n.B "
-      "SINKSCOPE_KERNEL_BACKEND\nwhere "
+      "SINKSCOPE_DEVICE\nwhere "
       "the kernel runs: cpu or cuda\n";
   return text;
 }
