@@ -13,6 +13,8 @@ using Vector = Eigen::VectorXd;
 constexpr std::int64_t kRowBlock = 128;  // rows of a strip
 constexpr std::int64_t kKeyTile = 512;   // keys of a tile: its temporaries stay in the second-level cache
 constexpr double kFp32Roundoff = 0x1p-24;
+constexpr double kLeastNormal = 0x1p-126;  // of fp32
+constexpr double kRowShare = 0x1p-16;      // of a row's rounding that any element of its dQ may have
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // log(exp(a) + exp(b)) with the larger as pivot, for any a and b that are not NaN.
@@ -64,7 +66,8 @@ HeadWorker::HeadWorker(const Rounding& rounding, bool sigma)
       sigma_(sigma),
       rho2_(square(kFp32Roundoff / rounding.unit_roundoff)),
       eta2_(square(rounding.underflow / rounding.unit_roundoff)),
-      fp32_(rounding.unit_roundoff <= kFp32Roundoff) {}
+      fp32_(rounding.unit_roundoff <= kFp32Roundoff),
+      flushed2_(square(kLeastNormal / rounding.unit_roundoff)) {}
 
 void HeadWorker::products_of_squares(const ConstMatrixMap& a, const Matrix& b2, double scale,
                                      const Block& block, Matrix& to) const {
@@ -105,7 +108,8 @@ void HeadWorker::forward(const HeadView& head, const Block& block) {
   if (sigma_) {
     // Eq. 18: the fp32 part of a logit.
     products_of_squares(q, k2_, square(head.scale) * static_cast<double>(head.d) / 16, block, tau2_);
-    tau2_.array() += p_.array().square();
+    const double truncation2 = fp32_ ? 0 : square(static_cast<double>(head.d) / 32);
+    tau2_.array() += (1 + truncation2) * p_.array().square();
   }
 
   Vector exponentials(block.n);
@@ -156,6 +160,7 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
   const ConstMatrixMap v(head.v + block.key * head.d, block.n, head.d);
   const Vector delta = (dout.array() * out.array()).rowwise().sum();
 
+  most_ds2_.resize(block.m);
   dp_.resize(block.m, block.n);
   for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
     const std::int64_t n = std::min(kKeyTile, block.n - tile);
@@ -185,6 +190,11 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
       const double term = p_sink * shift;
       const double fp32 = 1 + static_cast<double>(head.span.rows) / 16;
       sums.sigma2_dsink += square(p_sink) * sigma2 + square(term) * (rho2_ * fp32 + row_rounding(head, row));
+    }
+    if (sigma_) {
+      const auto visible = dp.segment(block.first(head.span, i), block.count(head.span, i));
+      const double most = visible.size() == 0 ? 0 : (visible + shift).abs().maxCoeff();
+      most_ds2_(i) = square(most) * flushed2_;
     }
     dp = p * (dp + shift);
   }
@@ -237,7 +247,7 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
           plain_p2.row(i).segment(first - tile, count).array() * factor + eta2_;
       if (with_backward) {
         ds2.row(i).segment(first - tile, count) =
-            dp_.row(i).segment(first, count).array().square() * factor + eta2_;
+            dp_.row(i).segment(first, count).array().square() * factor + eta2_ + most_ds2_(i);
         if (fp32_) {
           ds2.row(i).segment(first - tile, count).array() +=
               plain_p2.row(i).segment(first - tile, count).array() *
@@ -261,9 +271,10 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
   const auto from_delta =
       (sigma_delta.array().square().matrix().asDiagonal() * pk.array().square().matrix()).array();
   const auto dq = block.rows_of(static_cast<const double*>(head.dq), d).array();
-  block.rows_of(head.sigma_dq, d) = (square(head.scale) * (sigma2_dq.array() + from_delta) +
-                                     (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_)
-                                        .sqrt();
+  sigma2_dq = square(head.scale) * (sigma2_dq.array() + from_delta) +
+              (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_;
+  const Vector shared = square(kRowShare) * sigma2_dq.rowwise().mean();
+  block.rows_of(head.sigma_dq, d) = (sigma2_dq.colwise() + shared).array().sqrt();
 }
 
 }  // namespace reference

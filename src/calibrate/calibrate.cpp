@@ -132,7 +132,7 @@ double limit_of(const Gate& gate, DType dtype, std::size_t index) {
   const FormatLimits& limits = gate.formats.at(dtype);
   const std::array<double, kLimitNames.size()> all = {
       limits.tensors.z_rms, limits.tensors.z_row, limits.tensors.z_max, limits.lse.z_rms,
-      limits.lse.z_max,     limits.dsinks,        gate.bias_z};
+      limits.lse.z_max,     limits.dsinks,        limits.bias_z};
   return all.at(index);
 }
 

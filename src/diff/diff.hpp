@@ -61,6 +61,7 @@ struct TensorMetrics {
   TensorName tensor = TensorName::kOut;
   std::int64_t b = 0;
   std::int64_t h = 0;
+  std::int64_t elements = 0;  // of one head
   std::vector<HeadMetrics> heads;
 };
 
@@ -78,6 +79,9 @@ struct HeadFacts {
 // The tensor must have the truth's shape. Throws std::invalid_argument otherwise.
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager = nullptr, int threads = 0);
+
+// Elements of one head of a tensor.
+std::int64_t elements_of_head(const AttentionShape& shape, TensorName name);
 
 HeadFacts head_facts(const Case& c, const Truth& truth);
 

@@ -259,6 +259,11 @@ double flash_attention_allowance(const HeadData& data, double eager_max_abs) {
 
 }  // namespace
 
+std::int64_t elements_of_head(const AttentionShape& shape, TensorName name) {
+  const Extents extents = extents_of(shape, name);
+  return extents.rows * extents.columns;
+}
+
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager, int threads) {
   const AttentionShape& s = c.problem.shape;
@@ -274,7 +279,7 @@ TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const 
                                             shape_text(shape_of(s, name)), refs.size()));
   }
 
-  TensorMetrics metrics{name, extents.b, extents.h, {}};
+  TensorMetrics metrics{name, extents.b, extents.h, per_head, {}};
   metrics.heads.resize(static_cast<std::size_t>(heads));
   const bool stored_in_16_bits = got.dtype() == DType::kBf16 || got.dtype() == DType::kFp16;
   parallel_for(heads, threads, [&](std::int64_t head) {

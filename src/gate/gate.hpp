@@ -14,7 +14,7 @@
 
 namespace sinkscope {
 
-// An infinite limit is not checked.
+// An infinite limit is not checked. z_rms is the limit of a head of many elements (z_rms_limit()).
 struct Limits {
   double z_rms;
   double z_row;
@@ -22,11 +22,13 @@ struct Limits {
   bool operator==(const Limits&) const = default;
 };
 
-// One table of limits per format: elements of out dq dk dv, then lse, then the one number of dsinks (|z|).
+// One table of limits per format: elements of out dq dk dv, then lse, then the one number of dsinks (|z|), then the
+// size of a significant bias: sum e r must exceed this many times sum u sigma |r|.
 struct FormatLimits {
   Limits tensors;
   Limits lse;
   double dsinks;
+  double bias_z;
   bool operator==(const FormatLimits&) const = default;
 };
 
@@ -35,7 +37,6 @@ struct Gate {
   std::string name;                       // file stem
   std::map<DType, FormatLimits> formats;  // bf16, fp16, fp32
   double bias_significance = 1e-3;        // family-wise, two-sided, Bonferroni over the heads of a tensor
-  double bias_z = 0.25;                   // and sum e r must exceed this many times sum u sigma |r|
   bool repeatable = true;                 // every repeat must give the same bits
   std::vector<std::string> judged;        // NAME or NAME:BACKEND; "recorded.*": every recorded path
   std::vector<std::string> observed;
@@ -86,6 +87,10 @@ std::string place_of(const VerdictRow& row);
 // Is the signed bias of a head beyond chance (t of batch means, Bonferroni over the tensor's heads)? Its size
 // is judged only then. Never in lse: at fp32's scale, neighbouring rows' LSEs round alike.
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head);
+
+// The limit on z_rms of a head of so many elements: the rms of few scatters by 1 / sqrt(2 elements) of itself, and
+// three times that is allowed.
+double z_rms_limit(const Limits& limits, std::int64_t elements);
 
 // Judges one tensor. Fills every field but problem, path, judged and repro.
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics);

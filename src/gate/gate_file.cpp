@@ -85,6 +85,7 @@ FormatLimits read_format(TableReader table) {
   FormatLimits limits{};
   limits.tensors = {table.positive("z_rms"), table.positive("z_row"), table.positive("z_max")};
   limits.dsinks = table.positive("dsinks");
+  limits.bias_z = table.positive("bias_z");
   TableReader lse = table.table("lse");
   limits.lse = {lse.positive("z_rms"), kInfinity, lse.positive("z_max")};
   lse.done();
@@ -122,7 +123,6 @@ Gate parse_gate(std::string_view text, const std::string& name) {
   for (const DType dtype : kJudgedFormats) gate.formats[dtype] = read_format(root.table(name_of(dtype)));
   TableReader bias = root.table("bias");
   gate.bias_significance = bias.positive("significance");
-  gate.bias_z = bias.positive("z");
   bias.done();
   TableReader paths = root.table("paths");
   gate.repeatable = paths.boolean("repeatable");
@@ -141,13 +141,13 @@ std::string to_toml(const Gate& gate) {
   std::string text;
   for (const auto& [dtype, limits] : gate.formats) {
     text += fmt::format(
-        "[{}]\nz_rms = {}\nz_row = {}\nz_max = {}\ndsinks = {}\nlse = {{ z_rms = {}, z_max = {} }}\n\n",
+        "[{}]\nz_rms = {}\nz_row = {}\nz_max = {}\ndsinks = {}\nbias_z = {}\nlse = {{ z_rms = {}, z_max = {} "
+        "}}\n\n",
         name_of(dtype), number(limits.tensors.z_rms), number(limits.tensors.z_row),
-        number(limits.tensors.z_max), number(limits.dsinks), number(limits.lse.z_rms),
+        number(limits.tensors.z_max), number(limits.dsinks), number(limits.bias_z), number(limits.lse.z_rms),
         number(limits.lse.z_max));
   }
-  text += fmt::format("[bias]\nsignificance = {}\nz = {}\n\n", number(gate.bias_significance),
-                      number(gate.bias_z));
+  text += fmt::format("[bias]\nsignificance = {}\n\n", number(gate.bias_significance));
   text += fmt::format("[paths]\nrepeatable = {}\njudged = {}\nobserved = {}\n", gate.repeatable,
                       toml_list(gate.judged), toml_list(gate.observed));
   return text;

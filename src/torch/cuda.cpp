@@ -11,7 +11,8 @@ std::string load_cuda() {
   // The global scope, as libtorch's own libraries look for each other there.
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     const char* reason = dlerror();
-    return std::string("libtorch_cuda could not be loaded: ") + (reason == nullptr ? "unknown reason" : reason);
+    return std::string("libtorch_cuda could not be loaded: ") +
+           (reason == nullptr ? "unknown reason" : reason);
   }
   return at::hasCUDA() ? "" : "libtorch sees no GPU";
 }

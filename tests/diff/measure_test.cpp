@@ -162,7 +162,7 @@ TEST(Measure, RefusesAnotherShape) {
 }
 
 TEST(Measure, TellsRepeatsApartHeadByHead) {
-  TensorMetrics metrics{TensorName::kOut, 1, 2, std::vector<HeadMetrics>(2)};
+  TensorMetrics metrics{TensorName::kOut, 1, 2, 1, std::vector<HeadMetrics>(2)};
   Tensor first(DType::kFp32, {1, 2, 3, 4});
   Tensor again = first;
   again.set(13, -0.0);

@@ -14,13 +14,13 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 Gate gate_of_test() {
   Gate gate;
-  gate.formats[DType::kBf16] = {{1, 3, 4}, {2, INFINITY, 5}, 2.2};
+  gate.formats[DType::kBf16] = {{1, 3, 4}, {2, INFINITY, 5}, 2.2, 0.35};
   return gate;
 }
 
 // Four good heads of one tensor.
 TensorMetrics good(TensorName name = TensorName::kDq) {
-  TensorMetrics metrics{name, 2, 2, std::vector<HeadMetrics>(4)};
+  TensorMetrics metrics{name, 2, 2, 1 << 20, std::vector<HeadMetrics>(4)};
   for (HeadMetrics& head : metrics.heads) {
     head.z_rms = 0.4;
     head.z_row = 1;
@@ -94,6 +94,15 @@ TEST(Judge, SinksAndLseHaveLimitsOfTheirOwn) {
   EXPECT_EQ(judged(lse).verdict, Verdict::kPassed) << "a row of lse is one number";
   lse.heads[0].z_max = 5.1;
   EXPECT_EQ(judged(lse).verdict, Verdict::kFailed);
+}
+
+TEST(Judge, AllowsTheRmsOfFewElementsToScatter) {
+  TensorMetrics metrics = good();
+  metrics.elements = 2;
+  metrics.heads[0].z_rms = 2.49;  // 1 + 3 / 2 times the limit of 1
+  EXPECT_EQ(judged(metrics).verdict, Verdict::kPassed);
+  metrics.heads[0].z_rms = 2.51;
+  EXPECT_EQ(judged(metrics).verdict, Verdict::kFailed);
 }
 
 TEST(Judge, MistrustsWhatCouldNotFail) {

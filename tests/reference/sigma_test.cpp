@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sigmas against Eq. 14 to 20 as they stand, in plain loops, for every format and mask.
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -62,7 +64,7 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
         out[static_cast<std::size_t>(c)] += row.p[jj] * v;
         pk[static_cast<std::size_t>(c)] += row.p[jj] * k;
       }
-      tau2[jj] += square(row.s[jj]);
+      tau2[jj] += square(row.s[jj]) * (fp32 ? 1 : 1 + square(static_cast<Real>(p.d) / 32));
       psi2[jj] += square(dp[jj]);
       sum_tau += square(row.p[jj]) * tau2[jj];
     }
@@ -83,13 +85,19 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
     sigma_delta2 += square(delta) * common;
     s.delta[r] = std::sqrt(sigma_delta2);
     const Real shift = (data.dlse.empty() ? 0 : static_cast<Real>(data.dlse[r])) - delta;
+    Real most_ds = 0;
+    for (std::int64_t j = 0; j < p.sk; ++j) {
+      if (naive::visible(p, i, j))
+        most_ds = std::max(most_ds, std::abs(dp[static_cast<std::size_t>(j)] + shift));
+    }
+    const Real flushed2 = square(most_ds * 0x1p-126L / u);
     for (std::int64_t j = 0; j < p.sk; ++j) {
       const auto jj = static_cast<std::size_t>(j);
       if (!naive::visible(p, i, j)) continue;
       const Real factor = 1 + common + rho2 * tau2[jj];
       const Real ds = row.p[jj] * (dp[jj] + shift);
       const Real p2 = square(row.p[jj]) * factor + eta2;
-      const Real ds2 = square(ds) * factor + eta2 + (fp32 ? square(row.p[jj]) * psi2[jj] : 0);
+      const Real ds2 = square(ds) * factor + eta2 + flushed2 + (fp32 ? square(row.p[jj]) * psi2[jj] : 0);
       for (std::int64_t c = 0; c < p.d; ++c) {
         const auto cc = static_cast<std::size_t>(c);
         const auto key = static_cast<std::size_t>((kv + j) * p.d + c);
@@ -108,9 +116,10 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
       const auto cc = static_cast<std::size_t>(c);
       const auto element = static_cast<std::size_t>(flat * p.d + c);
       s.out[element] = std::sqrt(out2[cc] + square(out[cc]) * (1 + common) + eta2);
-      s.dq[element] =
-          std::sqrt(dq2[cc] + square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2);
+      dq2[cc] += square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2;
     }
+    const Real mean = std::accumulate(dq2.begin(), dq2.end(), Real{0}) / static_cast<Real>(p.d);
+    for (std::size_t c = 0; c < d; ++c) s.dq[r * d + c] = std::sqrt(dq2[c] + square(0x1p-16L) * mean);
     const Real term = row.p_sink * shift;
     dsinks[static_cast<std::size_t>(h)] += term;
     // The rows of the sum are those of the document.

@@ -46,14 +46,14 @@ void list_metrics() {
 void list_gates() {
   for (const std::string& name : data_file_names("reports/gates", ".toml")) {
     const Gate gate = read_gate(find_gate(name));
-    constexpr std::string_view kLine = "{:<12} {:<6} {:>6} {:>6} {:>6} {:>7} {:>10} {:>10}\n";
-    fmt::print(kLine, name, "", "z_rms", "z_row", "z_max", "dsinks", "lse z_rms", "lse z_max");
+    constexpr std::string_view kLine = "{:<12} {:<6} {:>6} {:>6} {:>6} {:>7} {:>7} {:>10} {:>10}\n";
+    fmt::print(kLine, name, "", "z_rms", "z_row", "z_max", "dsinks", "bias_z", "lse z_rms", "lse z_max");
     for (const auto& [dtype, limits] : gate.formats) {
       fmt::print(kLine, "", name_of(dtype), limits.tensors.z_rms, limits.tensors.z_row, limits.tensors.z_max,
-                 limits.dsinks, limits.lse.z_rms, limits.lse.z_max);
+                 limits.dsinks, limits.bias_z, limits.lse.z_rms, limits.lse.z_max);
     }
-    fmt::print("{:<12} bias {} where significant at {}; judged: {}\n", "", gate.bias_z,
-               gate.bias_significance, fmt::join(gate.judged, ", "));
+    fmt::print("{:<12} bias_z where significant at {}; judged: {}\n", "", gate.bias_significance,
+               fmt::join(gate.judged, ", "));
   }
 }
 
