@@ -14,7 +14,7 @@ constexpr std::int64_t kRowBlock = 128;  // rows of a strip
 constexpr std::int64_t kKeyTile = 512;   // keys of a tile: its temporaries stay in the second-level cache
 constexpr double kFp32Roundoff = 0x1p-24;
 constexpr double kLeastNormal = 0x1p-126;  // of fp32
-constexpr double kRowShare = 0x1p-16;      // of a row's rounding that any element of its dQ may have
+constexpr double kRowShare = 0x1p-8;       // of a row's rounding that any element of its dQ may have
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // log(exp(a) + exp(b)) with the larger as pivot, for any a and b that are not NaN.

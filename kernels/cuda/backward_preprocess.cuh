@@ -114,7 +114,7 @@ __device__ inline void seen_maxima(const BackwardArguments& a, std::int32_t docu
 }
 
 // dq's sums of a row in units of `scale` stay under `bound`: sum_j P_ij |dS_ij / P_ij| |k_j|. They are kept as
-// integers below 2^30, which leaves a factor 2 for rounding.
+// integers below 2^30, which leaves a factor 2 for rounding; the least unit is the least normal number.
 __device__ inline void fixed_point(float bound, float& to_fixed, float& from_fixed) {
   to_fixed = 0;
   from_fixed = 0;
@@ -123,7 +123,7 @@ __device__ inline void fixed_point(float bound, float& to_fixed, float& from_fix
     from_fixed = __uint_as_float(0x7FC00000);
     return;
   }
-  const int exponent = max(ilogbf(bound) + 1, -90);
+  const int exponent = max(ilogbf(bound) + 1, -96);
   to_fixed = __uint_as_float(static_cast<std::uint32_t>(127 + 30 - exponent) << 23);
   from_fixed = __uint_as_float(static_cast<std::uint32_t>(127 - 30 + exponent) << 23);
 }

@@ -119,7 +119,7 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
       dq2[cc] += square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2;
     }
     const Real mean = std::accumulate(dq2.begin(), dq2.end(), Real{0}) / static_cast<Real>(p.d);
-    for (std::size_t c = 0; c < d; ++c) s.dq[r * d + c] = std::sqrt(dq2[c] + square(0x1p-16L) * mean);
+    for (std::size_t c = 0; c < d; ++c) s.dq[r * d + c] = std::sqrt(dq2[c] + square(0x1p-8L) * mean);
     const Real term = row.p_sink * shift;
     dsinks[static_cast<std::size_t>(h)] += term;
     // The rows of the sum are those of the document.
