@@ -14,7 +14,9 @@ constexpr std::int64_t kRowBlock = 128;  // rows of a strip
 constexpr std::int64_t kKeyTile = 512;   // keys of a tile: its temporaries stay in the second-level cache
 constexpr double kFp32Roundoff = 0x1p-24;
 constexpr double kLeastNormal = 0x1p-126;  // of fp32
-constexpr double kRowShare = 0x1p-8;       // of a row's rounding that any element of its dQ may have
+constexpr double kFixedPoint =
+    0x1p-30;  // the step of a row of dQ kept in fixed point, of what bounds the row
+constexpr double kAddsPerSquaredStep = 12 * 128;  // keys whose sums leave a variance of one squared step
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // log(exp(a) + exp(b)) with the larger as pivot, for any a and b that are not NaN.
@@ -87,6 +89,8 @@ void HeadWorker::run(const HeadView& head, HeadSums& sums) {
   if (sigma_) {
     k2_ = ConstMatrixMap(head.k, head.span.keys, head.d).array().square().matrix();
     v2_ = ConstMatrixMap(head.v, head.span.keys, head.d).array().square().matrix();
+    largest_key_ = k2_.size() > 0 ? std::sqrt(k2_.maxCoeff()) : 0;
+    longest_value_ = v2_.size() > 0 ? std::sqrt(v2_.rowwise().sum().maxCoeff()) : 0;
   }
   for (std::int64_t row = 0; row < head.span.rows; row += kRowBlock) {
     const Block block(head.span, row);
@@ -160,7 +164,7 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
   const ConstMatrixMap v(head.v + block.key * head.d, block.n, head.d);
   const Vector delta = (dout.array() * out.array()).rowwise().sum();
 
-  most_ds2_.resize(block.m);
+  most_ds_.resize(block.m);
   dp_.resize(block.m, block.n);
   for (std::int64_t tile = 0; tile < block.n; tile += kKeyTile) {
     const std::int64_t n = std::min(kKeyTile, block.n - tile);
@@ -191,11 +195,7 @@ void HeadWorker::backward(const HeadView& head, const Block& block, HeadSums& su
       const double fp32 = 1 + static_cast<double>(head.span.rows) / 16;
       sums.sigma2_dsink += square(p_sink) * sigma2 + square(term) * (rho2_ * fp32 + row_rounding(head, row));
     }
-    if (sigma_) {
-      const auto visible = dp.segment(block.first(head.span, i), block.count(head.span, i));
-      const double most = visible.size() == 0 ? 0 : (visible + shift).abs().maxCoeff();
-      most_ds2_(i) = square(most) * flushed2_;
-    }
+    if (sigma_) most_ds_(i) = dout.row(i).norm() * longest_value_ + std::abs(shift);
     dp = p * (dp + shift);
   }
 
@@ -246,12 +246,14 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
       p2.row(i).segment(first - tile, count) =
           plain_p2.row(i).segment(first - tile, count).array() * factor + eta2_;
       if (with_backward) {
-        ds2.row(i).segment(first - tile, count) =
-            dp_.row(i).segment(first, count).array().square() * factor + eta2_ + most_ds2_(i);
+        ds2.row(i).segment(first - tile, count) = dp_.row(i).segment(first, count).array().square() * factor +
+                                                  eta2_ + square(most_ds_(i)) * flushed2_;
+        const auto row_p2 = plain_p2.row(i).segment(first - tile, count).array();
+        auto row_ds2 = ds2.row(i).segment(first - tile, count).array();
         if (fp32_) {
-          ds2.row(i).segment(first - tile, count).array() +=
-              plain_p2.row(i).segment(first - tile, count).array() *
-              psi2_.row(i).segment(first, count).array();
+          row_ds2 += row_p2 * psi2_.row(i).segment(first, count).array();
+        } else {
+          row_ds2 += row_p2 * (rho2_ * square(most_ds_(i)) / 16);
         }
       }
     }
@@ -273,8 +275,13 @@ void HeadWorker::sigma_of_block(const HeadView& head, const Block& block, HeadSu
   const auto dq = block.rows_of(static_cast<const double*>(head.dq), d).array();
   sigma2_dq = square(head.scale) * (sigma2_dq.array() + from_delta) +
               (row_terms.asDiagonal() * dq.square().matrix()).array() + eta2_;
-  const Vector shared = square(kRowShare) * sigma2_dq.rowwise().mean();
-  block.rows_of(head.sigma_dq, d) = (sigma2_dq.colwise() + shared).array().sqrt();
+  Vector fixed_point(block.m);
+  for (std::int64_t i = 0; i < block.m; ++i) {
+    const double bound = head.scale * (1 - head.p_sink[block.row + i]) * most_ds_(i) * largest_key_;
+    const double steps2 = 1 + static_cast<double>(block.count(head.span, i)) / kAddsPerSquaredStep;
+    fixed_point(i) = square(kFixedPoint / rounding_.unit_roundoff * bound) * steps2;
+  }
+  block.rows_of(head.sigma_dq, d) = (sigma2_dq.colwise() + fixed_point).array().sqrt();
 }
 
 }  // namespace reference

@@ -69,16 +69,17 @@ class HeadWorker {
 
   Rounding rounding_;
   bool sigma_;
-  double rho2_;               // (2^-24 / u)^2
-  double eta2_;               // (eta / u)^2
-  bool fp32_;                 // are fp32's own roundings as large as the format's?
-  double flushed2_;           // (2^-126 / u)^2
-  Matrix p_;                  // logits, then probabilities
-  Matrix tau2_;               // squared fp32 rounding of a logit, in units of 2^-24
-  Matrix dp_;                 // dO V^T, then dS
-  Eigen::VectorXd most_ds2_;  // per row, squared error of a dS whose P was flushed to 0
-  Matrix psi2_;               // squared fp32 rounding of an element of dO V^T, in units of 2^-24; fp32 only
-  Matrix k2_, v2_;            // squares of the head's keys and values
+  double rho2_;              // (2^-24 / u)^2
+  double eta2_;              // (eta / u)^2
+  bool fp32_;                // are fp32's own roundings as large as the format's?
+  double flushed2_;          // (2^-126 / u)^2
+  Matrix p_;                 // logits, then probabilities
+  Matrix tau2_;              // squared fp32 rounding of a logit, in units of 2^-24
+  Matrix dp_;                // dO V^T, then dS
+  Eigen::VectorXd most_ds_;  // per row, what bounds dS / P
+  Matrix psi2_;              // squared fp32 rounding of an element of dO V^T, in units of 2^-24; fp32 only
+  double largest_key_, longest_value_;  // |k_jd|, |v_j| of the head
+  Matrix k2_, v2_;                      // squares of the head's keys and values
 };
 
 }  // namespace reference

@@ -61,7 +61,7 @@ struct TensorMetrics {
   TensorName tensor = TensorName::kOut;
   std::int64_t b = 0;
   std::int64_t h = 0;
-  std::int64_t elements = 0;  // of one head
+  std::int64_t rows = 0;  // of one head
   std::vector<HeadMetrics> heads;
 };
 
@@ -80,8 +80,8 @@ struct HeadFacts {
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager = nullptr, int threads = 0);
 
-// Elements of one head of a tensor.
-std::int64_t elements_of_head(const AttentionShape& shape, TensorName name);
+// Rows of one head of a tensor.
+std::int64_t rows_of_head(const AttentionShape& shape, TensorName name);
 
 HeadFacts head_facts(const Case& c, const Truth& truth);
 

@@ -259,9 +259,8 @@ double flash_attention_allowance(const HeadData& data, double eager_max_abs) {
 
 }  // namespace
 
-std::int64_t elements_of_head(const AttentionShape& shape, TensorName name) {
-  const Extents extents = extents_of(shape, name);
-  return extents.rows * extents.columns;
+std::int64_t rows_of_head(const AttentionShape& shape, TensorName name) {
+  return extents_of(shape, name).rows;
 }
 
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
@@ -279,7 +278,7 @@ TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const 
                                             shape_text(shape_of(s, name)), refs.size()));
   }
 
-  TensorMetrics metrics{name, extents.b, extents.h, per_head, {}};
+  TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}};
   metrics.heads.resize(static_cast<std::size_t>(heads));
   const bool stored_in_16_bits = got.dtype() == DType::kBf16 || got.dtype() == DType::kFp16;
   parallel_for(heads, threads, [&](std::int64_t head) {

@@ -14,7 +14,7 @@
 
 namespace sinkscope {
 
-// An infinite limit is not checked. z_rms is the limit of a head of many elements (z_rms_limit()).
+// An infinite limit is not checked. z_rms is the limit of a head of many rows (z_rms_limit()).
 struct Limits {
   double z_rms;
   double z_row;
@@ -88,9 +88,9 @@ std::string place_of(const VerdictRow& row);
 // is judged only then. Never in lse: at fp32's scale, neighbouring rows' LSEs round alike.
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head);
 
-// The limit on z_rms of a head of so many elements: the rms of few scatters by 1 / sqrt(2 elements) of itself, and
-// three times that is allowed.
-double z_rms_limit(const Limits& limits, std::int64_t elements);
+// The limit on z_rms of a head of so many rows: elements of a row share errors, the rms over few rows scatters by
+// 1 / sqrt(2 rows) of itself, and twice that is allowed.
+double z_rms_limit(const Limits& limits, std::int64_t rows);
 
 // Judges one tensor. Fills every field but problem, path, judged and repro.
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics);

@@ -42,7 +42,7 @@ std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics&
     checks.push_back({"z_max", head.z_max, format.dsinks, {}});
   } else {
     const Limits& limits = metrics.tensor == TensorName::kLse ? format.lse : format.tensors;
-    checks.push_back({"z_rms", head.z_rms, z_rms_limit(limits, metrics.elements), {}});
+    checks.push_back({"z_rms", head.z_rms, z_rms_limit(limits, metrics.rows), {}});
     checks.push_back({"z_row", head.z_row, limits.z_row, {head.z_row_at, -1}});
     checks.push_back({"z_max", head.z_max, limits.z_max, head.z_max_at});
   }
@@ -71,8 +71,8 @@ bool is_listed(const std::vector<std::string>& names, std::string_view path, std
 
 }  // namespace
 
-double z_rms_limit(const Limits& limits, std::int64_t elements) {
-  return limits.z_rms * (1 + 3 / std::sqrt(2 * static_cast<double>(std::max<std::int64_t>(elements, 1))));
+double z_rms_limit(const Limits& limits, std::int64_t rows) {
+  return limits.z_rms * (1 + 2 / std::sqrt(2 * static_cast<double>(std::max<std::int64_t>(rows, 1))));
 }
 
 bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const HeadMetrics& head) {

@@ -91,9 +91,8 @@ void read_metrics(hid_t problem, TensorName tensor, CaseResult& result) {
   if (norms.size() != heads * result.paths.size() || profile.size() != norms.size() * kProfileBins) {
     throw h5::Hdf5Error(fmt::format("{} has an impossible size", text(tensor)));
   }
-  std::vector<TensorMetrics> of_path(
-      result.paths.size(),
-      TensorMetrics{tensor, b, h, elements_of_head(s, tensor), std::vector<HeadMetrics>(heads)});
+  std::vector<TensorMetrics> of_path(result.paths.size(), TensorMetrics{tensor, b, h, rows_of_head(s, tensor),
+                                                                        std::vector<HeadMetrics>(heads)});
   for (const MetricInfo& metric : all_metrics()) {
     const std::string name(metric.name);
     if (!h5::exists(group, name)) continue;  // an older minor version

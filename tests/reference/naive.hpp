@@ -53,6 +53,14 @@ inline Extent extent_of(const std::vector<std::int64_t>& cu, std::int64_t index,
   return {document, cu[static_cast<std::size_t>(document)], cu[static_cast<std::size_t>(document + 1)]};
 }
 
+// The keys of row i's document.
+inline Extent keys_of(const Problem& p, std::int64_t i) {
+  const std::int64_t document = extent_of(p.cu_q, i, p.sq).document;
+  if (p.cu_k.empty()) return {document, 0, p.sk};
+  return {document, p.cu_k[static_cast<std::size_t>(document)],
+          p.cu_k[static_cast<std::size_t>(document + 1)]};
+}
+
 inline bool visible(const Problem& p, std::int64_t i, std::int64_t j) {
   const Extent row = extent_of(p.cu_q, i, p.sq);
   const Extent key = extent_of(p.cu_k, j, p.sk);

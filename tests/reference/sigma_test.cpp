@@ -2,7 +2,6 @@
 // The sigmas against Eq. 14 to 20 as they stand, in plain loops, for every format and mask.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -85,19 +84,30 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
     sigma_delta2 += square(delta) * common;
     s.delta[r] = std::sqrt(sigma_delta2);
     const Real shift = (data.dlse.empty() ? 0 : static_cast<Real>(data.dlse[r])) - delta;
-    Real most_ds = 0;
-    for (std::int64_t j = 0; j < p.sk; ++j) {
-      if (naive::visible(p, i, j))
-        most_ds = std::max(most_ds, std::abs(dp[static_cast<std::size_t>(j)] + shift));
+    // What bounds dS / P: |dO_i| max |v_j| + |Delta_i - dLSE_i| over the document's keys.
+    const naive::Extent own_keys = naive::keys_of(p, i);
+    Real dout_norm = 0, longest_value = 0, largest_key = 0;
+    for (std::int64_t c = 0; c < p.d; ++c) dout_norm += square(at(data.dout, flat, p.d, c));
+    for (std::int64_t j = own_keys.first; j < own_keys.end; ++j) {
+      Real norm = 0;
+      for (std::int64_t c = 0; c < p.d; ++c) {
+        norm += square(at(data.v, kv + j, p.d, c));
+        largest_key = std::max(largest_key, std::abs(at(data.k, kv + j, p.d, c)));
+      }
+      longest_value = std::max(longest_value, std::sqrt(norm));
     }
+    const Real most_ds = std::sqrt(dout_norm) * longest_value + std::abs(shift);
     const Real flushed2 = square(most_ds * 0x1p-126L / u);
+    const Real bound = p.scale * (1 - row.p_sink) * most_ds * largest_key;
+    const Real fixed_point = square(0x1p-30L / u * bound) * (1 + static_cast<Real>(row.keys) / 1536);
     for (std::int64_t j = 0; j < p.sk; ++j) {
       const auto jj = static_cast<std::size_t>(j);
       if (!naive::visible(p, i, j)) continue;
       const Real factor = 1 + common + rho2 * tau2[jj];
       const Real ds = row.p[jj] * (dp[jj] + shift);
       const Real p2 = square(row.p[jj]) * factor + eta2;
-      const Real ds2 = square(ds) * factor + eta2 + flushed2 + (fp32 ? square(row.p[jj]) * psi2[jj] : 0);
+      const Real ds2 = square(ds) * factor + eta2 + flushed2 +
+                       square(row.p[jj]) * (fp32 ? psi2[jj] : rho2 * square(most_ds) / 16);
       for (std::int64_t c = 0; c < p.d; ++c) {
         const auto cc = static_cast<std::size_t>(c);
         const auto key = static_cast<std::size_t>((kv + j) * p.d + c);
@@ -118,8 +128,7 @@ Sigmas plain_sigmas(const naive::Data& data, const Rounding& rounding) {
       s.out[element] = std::sqrt(out2[cc] + square(out[cc]) * (1 + common) + eta2);
       dq2[cc] += square(p.scale * pk[cc]) * sigma_delta2 + square(dq[cc]) * (1 + common) + eta2;
     }
-    const Real mean = std::accumulate(dq2.begin(), dq2.end(), Real{0}) / static_cast<Real>(p.d);
-    for (std::size_t c = 0; c < d; ++c) s.dq[r * d + c] = std::sqrt(dq2[c] + square(0x1p-8L) * mean);
+    for (std::size_t c = 0; c < d; ++c) s.dq[r * d + c] = std::sqrt(dq2[c] + fixed_point);
     const Real term = row.p_sink * shift;
     dsinks[static_cast<std::size_t>(h)] += term;
     // The rows of the sum are those of the document.
