@@ -104,10 +104,10 @@ Status make_maps(const BackwardParams& w, BackwardMaps& maps) {
   const Problem& p = w.problem;
   const TensorSizes of_rows{p.b, p.hq, p.sq, p.d}, of_keys{p.b, p.hkv, p.sk, p.d};
   const int rows = backward_rows(static_cast<int>(p.d));
-  Status status = make_tensor_map(maps.q, w.q, of_rows, p.dtype, rows, "q");
-  if (status.ok()) status = make_tensor_map(maps.k, w.k, of_keys, p.dtype, kBackwardKeys, "k");
-  if (status.ok()) status = make_tensor_map(maps.v, w.v, of_keys, p.dtype, kBackwardKeys, "v");
-  if (status.ok()) status = make_tensor_map(maps.dout, w.dout, of_rows, p.dtype, rows, "dout");
+  Status status = make_tensor_map(maps.q, w.q, of_rows, p.dtype, {rows}, "q");
+  if (status.ok()) status = make_tensor_map(maps.k, w.k, of_keys, p.dtype, {kBackwardKeys}, "k");
+  if (status.ok()) status = make_tensor_map(maps.v, w.v, of_keys, p.dtype, {kBackwardKeys}, "v");
+  if (status.ok()) status = make_tensor_map(maps.dout, w.dout, of_rows, p.dtype, {rows}, "dout");
   return status;
 }
 

@@ -3,6 +3,7 @@
 # library is still linked as C++. CMAKE_CUDA_COMPILER_LAUNCHER is respected.
 set(SINKSCOPE_CUDA_UNITS
   schedule forward forward_bf16_d64 forward_bf16_d128 forward_fp16_d64 forward_fp16_d128
+  forward_group_bf16_d64 forward_group_bf16_d128 forward_group_fp16_d64 forward_group_fp16_d128
   backward backward_bf16_d64 backward_bf16_d128 backward_fp16_d64 backward_fp16_d128)
 foreach(unit ${SINKSCOPE_CUDA_UNITS})
   set(source ${CMAKE_CURRENT_SOURCE_DIR}/cuda/${unit}.cu)

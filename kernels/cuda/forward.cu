@@ -12,26 +12,47 @@
 namespace sink_attention::cuda {
 namespace {
 
-template <int kDim>
-using Config = ForwardConfig<__nv_bfloat16, kDim>;  // tile sizes are the same for fp16
+// How a problem is cut, and the kernel for it. Tile sizes are the same for bf16 and fp16.
+struct Cut {
+  TileRows rows;
+  std::int32_t positions;  // of a tile of rows
+  std::int32_t group;      // query heads of a tile
+  int tile_keys;
+  ForwardLaunch launch;
+};
 
-int tile_rows(const Problem& p) {
-  return p.d == 64 ? Config<64>::kTileRows : Config<128>::kTileRows;
-}
-int tile_keys(const Problem& p) {
-  return p.d == 64 ? Config<64>::kTileKeys : Config<128>::kTileKeys;
-}
-
-ForwardLaunch find_launch(const Problem& p) {
-  if (p.dtype == DType::kBf16) return p.d == 64 ? launch_forward_bf16_d64 : launch_forward_bf16_d128;
-  return p.d == 64 ? launch_forward_fp16_d64 : launch_forward_fp16_d128;
+template <typename Element, int kDim, TileRows kRows>
+Cut cut_as(std::int32_t group, ForwardLaunch launch) {
+  using Config = ForwardConfig<Element, kDim, kRows>;
+  return {kRows, Config::kTileRows / group, group, Config::kTileKeys, launch};
 }
 
-Status make_maps(ForwardArguments& a, const ForwardParams& f) {
+// Rows of a group where the window is narrow and the tile holds enough positions of the group's heads.
+Cut find_cut(const Problem& p) {
+  constexpr std::int64_t kWidestWindow = 256;
+  constexpr std::int64_t kFewestPositions = 8;
+  const std::int64_t group = p.hq / p.hkv;
+  const bool bf16 = p.dtype == DType::kBf16, d64 = p.d == 64;
+  const std::int64_t tile_rows = d64 ? ForwardConfig<__half, 64, TileRows::kOfGroup>::kTileRows
+                                     : ForwardConfig<__half, 128, TileRows::kOfGroup>::kTileRows;
+  if (p.window > 0 && p.window <= kWidestWindow && group > 1 && group * kFewestPositions <= tile_rows) {
+    const auto heads = static_cast<std::int32_t>(group);
+    return d64 ? cut_as<__half, 64, TileRows::kOfGroup>(
+                     heads, bf16 ? launch_forward_group_bf16_d64 : launch_forward_group_fp16_d64)
+               : cut_as<__half, 128, TileRows::kOfGroup>(
+                     heads, bf16 ? launch_forward_group_bf16_d128 : launch_forward_group_fp16_d128);
+  }
+  return d64 ? cut_as<__half, 64, TileRows::kOfHead>(1,
+                                                     bf16 ? launch_forward_bf16_d64 : launch_forward_fp16_d64)
+             : cut_as<__half, 128, TileRows::kOfHead>(
+                   1, bf16 ? launch_forward_bf16_d128 : launch_forward_fp16_d128);
+}
+
+Status make_maps(ForwardArguments& a, const ForwardParams& f, const Cut& cut) {
   const Problem& p = f.problem;
-  Status status = make_tensor_map(a.q, f.q, {p.b, p.hq, p.sq, p.d}, p.dtype, tile_rows(p), "q");
-  if (status.ok()) status = make_tensor_map(a.k, f.k, {p.b, p.hkv, p.sk, p.d}, p.dtype, tile_keys(p), "k");
-  if (status.ok()) status = make_tensor_map(a.v, f.v, {p.b, p.hkv, p.sk, p.d}, p.dtype, tile_keys(p), "v");
+  Status status = make_tensor_map(a.q, f.q, {p.b, p.hq, p.sq, p.d}, p.dtype, {cut.positions, cut.group}, "q");
+  if (status.ok()) status = make_tensor_map(a.k, f.k, {p.b, p.hkv, p.sk, p.d}, p.dtype, {cut.tile_keys}, "k");
+  if (status.ok()) status = make_tensor_map(a.v, f.v, {p.b, p.hkv, p.sk, p.d}, p.dtype, {cut.tile_keys}, "v");
   return status;
 }
 
@@ -45,7 +66,7 @@ int processors() {
 }  // namespace
 
 std::size_t forward_workspace_bytes(const Problem& p) {
-  return schedule_bytes(p, TileOf::kRows, tile_rows(p));
+  return schedule_bytes(p, TileOf::kRows, find_cut(p).positions);
 }
 
 Status forward(const ForwardParams& f, void* stream) {
@@ -53,10 +74,13 @@ Status forward(const ForwardParams& f, void* stream) {
   const Problem& p = f.problem;
   if (!status.ok() || p.sq == 0) return status;
 
+  const Cut cut = find_cut(p);
   ForwardArguments a;
-  status = make_maps(a, f);
+  status = make_maps(a, f, cut);
   if (!status.ok()) return status;
-  a.schedule = make_schedule(p, TileOf::kRows, tile_rows(p), static_cast<std::int32_t>(p.hq), f.workspace);
+  a.schedule = make_schedule(p, TileOf::kRows, cut.positions, static_cast<std::int32_t>(p.hq / cut.group),
+                             f.workspace);
+  a.positions = cut.positions;
   a.group = static_cast<std::int32_t>(p.hq / p.hkv);
   a.scale_log2 = std::max(static_cast<float>(std::fabs(p.scale) * 1.4426950408889634),
                           std::numeric_limits<float>::min());
@@ -67,8 +91,8 @@ Status forward(const ForwardParams& f, void* stream) {
   a.lse = f.lse;
   a.residual = f.residual;
 
-  status = build_schedule(a.schedule, p, TileOf::kRows, tile_rows(p), stream);
-  return status.ok() ? find_launch(p)(a, std::min(processors(), a.schedule.items), stream) : status;
+  status = build_schedule(a.schedule, p, TileOf::kRows, cut.positions, stream);
+  return status.ok() ? cut.launch(a, std::min(processors(), a.schedule.items), stream) : status;
 }
 
 }  // namespace sink_attention::cuda

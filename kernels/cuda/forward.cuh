@@ -35,19 +35,22 @@ struct ForwardProducer {
   }
 
   __device__ __forceinline__ void load_item(const WorkItem& work) {
+    constexpr bool kOfGroup = Config::kRows == TileRows::kOfGroup;
     ForwardItem item;
     item.document = find_document(a.schedule, work.document);
     item.batch = work.batch;
-    item.head = work.head;
-    item.row = work.tile * Config::kTileRows;
-    const std::int32_t last_row = min(item.row + Config::kTileRows, item.document.rows) - 1;
-    const std::int32_t end_key = item.document.end_key(last_row);
-    item.first_tile = item.document.first_key(item.row) / Config::kTileKeys;
-    item.end_tile = (end_key + Config::kTileKeys - 1) / Config::kTileKeys;
+    item.head = work.head * (kOfGroup ? a.group : 1);
+    item.row = work.tile * a.positions;
+    const std::int32_t last_row = min(item.row + a.positions, item.document.rows) - 1;
+    const std::int32_t first_key = item.document.first_key(item.row);
+    item.key = kOfGroup ? first_key : 0;
+    item.first_tile = (first_key - item.key) / Config::kTileKeys;
+    item.end_tile = (item.document.end_key(last_row) - item.key + Config::kTileKeys - 1) / Config::kTileKeys;
 
     barrier_wait(&plan.q_empty[q.slot], q.parity ^ 1);
     plan.item[q.slot] = item;
-    barrier_arrive_expect(&plan.q_full[q.slot], sizeof plan.q[0]);
+    const std::int32_t lines = a.positions * (kOfGroup ? a.group : 1);
+    barrier_arrive_expect(&plan.q_full[q.slot], lines * Config::kHeadDim * sizeof(typename Config::Element));
     load_rows<Config::kTileRows>(plan.q[q.slot], a.q, &plan.q_full[q.slot], item.document.row + item.row,
                                  item.head, item.batch, CachePolicy::kEvictFirst);
     q.step();
@@ -55,7 +58,8 @@ struct ForwardProducer {
   }
 
   __device__ __forceinline__ void load_keys(const ForwardItem& item, std::int32_t tile) {
-    const std::int32_t key = item.document.key + tile * Config::kTileKeys, head = item.head / a.group;
+    const std::int32_t key = item.document.key + item.key + tile * Config::kTileKeys;
+    const std::int32_t head = item.head / a.group;
     barrier_wait(&plan.k_empty[ring.slot], ring.parity ^ 1);
     barrier_arrive_expect(&plan.k_full[ring.slot], sizeof plan.k[0]);
     load_rows<Config::kTileKeys>(plan.k[ring.slot], a.k, &plan.k_full[ring.slot], key, head, item.batch,
@@ -81,6 +85,7 @@ template <typename Config>
 struct ForwardConsumer {
   using Element = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim, kTileKeys = Config::kTileKeys;
+  static constexpr bool kOfGroup = Config::kRows == TileRows::kOfGroup;
 
   const ForwardArguments& a;
   ForwardPlan<Config>& plan;
@@ -111,32 +116,35 @@ struct ForwardConsumer {
 
   __device__ __forceinline__ void run_item(const ForwardItem& item) {
     const Document& document = item.document;
-    const std::int32_t group_row = item.row + group * kWarpgroupRows;  // first of this warpgroup
-    const std::int32_t last_row = min(group_row + kWarpgroupRows, document.rows) - 1;
-    const float sink = load_sink(a.sinks, a.sink_dtype, item.head);
+    // The rows of this warpgroup: those of a group are of all its positions.
+    const std::int32_t group_row = item.row + (kOfGroup ? 0 : group * kWarpgroupRows);
+    const std::int32_t last_row =
+        min(group_row + (kOfGroup ? a.positions : kWarpgroupRows), document.rows) - 1;
     if (a.negate) negate_rows();
 
     // The tiles that rows of this warpgroup see; the item's others are only released.
     std::int32_t begin = item.first_tile, end = item.first_tile;
     if (group_row < document.rows) {
-      begin = document.first_key(group_row) / kTileKeys;
-      end = (document.end_key(last_row) + kTileKeys - 1) / kTileKeys;
+      begin = (document.first_key(group_row) - first_key(item)) / kTileKeys;
+      end = (document.end_key(last_row) - first_key(item) + kTileKeys - 1) / kTileKeys;
     }
     // Tiles of which every row sees every key.
-    const std::int32_t whole_begin = (document.first_key(last_row) + kTileKeys - 1) / kTileKeys;
-    const std::int32_t whole_end = document.end_key(group_row) / kTileKeys;
-    const std::int32_t row = group_row + 16 * warp + lane / 4;  // of this thread, the first of two
-
-    OutputFragment<kHeadDim> out;
-    LogitFragment s;
-    ProbabilityFragment p;
+    const std::int32_t whole_begin =
+        (document.first_key(last_row) - first_key(item) + kTileKeys - 1) / kTileKeys;
+    const std::int32_t whole_end = (document.end_key(group_row) - first_key(item)) / kTileKeys;
+    float out[kHeadDim / 2] = {};
+    LogitFragment<kTileKeys> s;
+    ProbabilityFragment<kTileKeys> p;
     float rescale[2];
     RowState state;
     state.clear();
-    out.clear();
 
     const auto softmax = [&](std::int32_t tile) {
-      if (tile < whole_begin || tile >= whole_end) VisibleKeys(document, row, lane).mask(s, tile * kTileKeys);
+      if (tile < whole_begin || tile >= whole_end) {
+        const int line = 16 * warp + lane / 4;  // of this thread, the first of two
+        const std::int32_t rows[2] = {place_of(item, line).row, place_of(item, line + 8).row};
+        VisibleKeys(document, rows, lane).mask(s, first_key(item) + tile * kTileKeys);
+      }
       state.exponentiate(s, a.scale_log2, rescale);
     };
 
@@ -161,7 +169,7 @@ struct ForwardConsumer {
         take_turn();
         issue_logits(s, ring.slot);
         barrier_wait(&plan.v_full[before.slot], before.parity);
-        clear_values_past_end(document, tile + 1, before.slot);
+        clear_values_past_end(item, tile + 1, before.slot);
         issue_output(out, p, before.slot);
         pass_turn();
         wgmma_wait<1>();
@@ -169,22 +177,22 @@ struct ForwardConsumer {
         release(&plan.k_empty[ring.slot]);
         softmax(tile);
         wgmma_wait<0>();
-        pin_output(out);
+        pin(out);
         release(&plan.v_empty[before.slot]);
         round_tile<Element>(s, p);
-        out.rescale(rescale);
+        rescale_rows(out, rescale);
       }
 
       barrier_wait(&plan.v_full[ring.slot], ring.parity);
-      clear_values_past_end(document, tile + 1, ring.slot);
+      clear_values_past_end(item, tile + 1, ring.slot);
       issue_output(out, p, ring.slot);
       wgmma_wait<0>();
-      pin_output(out);
+      pin(out);
       release(&plan.v_empty[ring.slot]);
       ring.step();
     }
     for (; tile >= item.first_tile; --tile) skip_tile();
-    finish(item, group_row, row, out, state, sink);
+    finish(item, out, state);
   }
 
   // Warpgroups issue their products in turn, so that one's softmax runs beside another's products.
@@ -209,7 +217,7 @@ struct ForwardConsumer {
   }
 
   // s = Q K^T of this warpgroup's rows and one tile of keys, as one group of products.
-  __device__ __forceinline__ void issue_logits(LogitFragment& s, std::int32_t slot) const {
+  __device__ __forceinline__ void issue_logits(LogitFragment<kTileKeys>& s, std::int32_t slot) const {
     const std::uint64_t rows = wgmma_descriptor(shared_address(group_rows()));
     const std::uint64_t keys = wgmma_descriptor(shared_address(plan.k[slot]));
     pin(s);
@@ -223,27 +231,18 @@ struct ForwardConsumer {
     wgmma_commit();
   }
 
-  // out += P [V, 1] of one tile of keys, as one group of products.
-  __device__ __forceinline__ void issue_output(OutputFragment<kHeadDim>& out, const ProbabilityFragment& p,
+  // out += P V of one tile of keys, as one group of products.
+  __device__ __forceinline__ void issue_output(float (&out)[kHeadDim / 2],
+                                               const ProbabilityFragment<kTileKeys>& p,
                                                std::int32_t slot) const {
     const std::uint32_t values = shared_address(plan.v[slot]);
-    const std::uint32_t last = values + (kHeadDim / kSwizzleWidth - 1) * kTileKeys * 128;
-    const std::uint32_t ones = shared_address(plan.ones);
-    pin_output(out);
+    pin(out);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kTileKeys / 16; ++step) {
-      if constexpr (kHeadDim == 128)
-        wgmma_rs<Element, Major::kMN>(out.first, p[step], wgmma_descriptor(values + step * 2048), true);
-      wgmma_rs<Element, Major::kMN>(out.last, p[step],
-                                    wgmma_descriptor(last + step * 2048, ones - last - step * 2048), true);
-    }
+    for (int step = 0; step < kTileKeys / 16; ++step)
+      wgmma_rs<Element, Major::kMN>(out, p[step], wgmma_descriptor(values + step * 2048, kTileKeys * 128),
+                                    true);
     wgmma_commit();
-  }
-
-  __device__ __forceinline__ static void pin_output(OutputFragment<kHeadDim>& out) {
-    if constexpr (kHeadDim == 128) pin(out.first);
-    pin(out.last);
   }
 
   // The first of this warpgroup's rows in the item's q.
@@ -253,9 +252,9 @@ struct ForwardConsumer {
 
   // Packed documents: rows of V that belong to the next document are multiplied by probabilities of zero, which
   // would not stop their NaN. Every warpgroup clears them for itself; the others write the same zeros.
-  __device__ __forceinline__ void clear_values_past_end(const Document& document, std::int32_t tile,
+  __device__ __forceinline__ void clear_values_past_end(const ForwardItem& item, std::int32_t tile,
                                                         std::int32_t slot) const {
-    const std::int32_t valid = document.keys - tile * kTileKeys;
+    const std::int32_t valid = item.document.keys - first_key(item) - tile * kTileKeys;
     if (valid >= kTileKeys || a.schedule.cu_seqlens_q == nullptr) return;
     auto* const rows = reinterpret_cast<uint4*>(plan.v[slot]);
     for (std::int32_t i = valid * 8 + thread; i < kTileKeys * 8; i += kWarpgroup) {
@@ -279,36 +278,60 @@ struct ForwardConsumer {
     named_sync(kGroupBarrier + group, kWarpgroup);
   }
 
+  // Where key tile 0 starts.
+  __device__ __forceinline__ static std::int32_t first_key(const ForwardItem& item) {
+    return kOfGroup ? item.key : 0;
+  }
+
+  // Where a line of this warpgroup's tile belongs; `row` is counted inside the document and may be past its end.
+  struct Place {
+    std::int32_t head, row;
+    bool exists;
+  };
+  __device__ __forceinline__ Place place_of(const ForwardItem& item, int line) const {
+    line += group * kWarpgroupRows;
+    if constexpr (kOfGroup) {
+      const int head = line / a.positions, row = item.row + line - head * a.positions;
+      return {item.head + head, row, head < a.group && row < item.document.rows};
+    } else {
+      return {item.head, item.row + line, item.row + line < item.document.rows};
+    }
+  }
+  // The place in [b, hq, sq].
+  __device__ __forceinline__ std::int64_t flat_row(const ForwardItem& item, const Place& place) const {
+    const std::int32_t heads = a.schedule.heads * (kOfGroup ? a.group : 1);
+    return (std::int64_t{item.batch} * heads + place.head) * a.schedule.row_total + item.document.row +
+           place.row;
+  }
+
   // Normalises the rows and writes them, through shared memory so that whole lines leave.
-  __device__ __forceinline__ void finish(const ForwardItem& item, std::int32_t group_row, std::int32_t row,
-                                         const OutputFragment<kHeadDim>& out, const RowState& state,
-                                         float sink) const {
-    const std::int64_t flat_row =
-        (std::int64_t{item.batch} * a.schedule.heads + item.head) * a.schedule.row_total +
-        item.document.row;  // of the document's first row in [b, hq, sq]
+  __device__ __forceinline__ void finish(const ForwardItem& item, const float (&out)[kHeadDim / 2],
+                                         const RowState& state) const {
     float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowResult result =
-          finish_row(state.high[r], state.pivot[r], quad_sum(state.sum[r]), out.sum(r), sink);
+      const Place place = place_of(item, 16 * warp + lane / 4 + 8 * r);
+      const float sink = load_sink(a.sinks, a.sink_dtype, place.exists ? place.head : item.head);
+      const RowResult result = finish_row(state.high[r], state.pivot[r], quad_sum(state.sum[r]), sink);
       factor[r] = result.factor;
-      if (a.lse != nullptr && lane % 4 == 0 && row + 8 * r < item.document.rows)
-        a.lse[flat_row + row + 8 * r] = result.lse;
+      if (a.lse != nullptr && lane % 4 == 0 && place.exists) a.lse[flat_row(item, place)] = result.lse;
     }
 
     named_sync(kGroupBarrier + group, kWarpgroup);  // every warp is done with q and the last residual
     stage_rows(out, factor);
     named_sync(kGroupBarrier + group, kWarpgroup);
-    const std::int32_t rows = min(item.document.rows - group_row, kWarpgroupRows);
-    store_rows(item, group_row, rows);
-    if (a.residual != nullptr) store_residual(flat_row + group_row, rows);
+    store_rows(item);
+    if (a.residual != nullptr) store_residual(item);
     fence_proxy_async();
     release(&plan.q_empty[q.slot]);
   }
 
   // Rounds the rows into shared memory: out as the swizzled tile that q was, the residual as plain rows.
-  __device__ __forceinline__ void stage_rows(const OutputFragment<kHeadDim>& out,
+  __device__ __forceinline__ void stage_rows(const float (&out)[kHeadDim / 2],
                                              const float (&factor)[2]) const {
+    std::uint32_t own_lane[1] = {static_cast<std::uint32_t>(lane)};
+    pin(own_lane);  // or every address below would be kept in a register all the while
+    const int lane = static_cast<int>(own_lane[0]);
     auto* const tile = reinterpret_cast<std::uint32_t*>(group_rows());
     std::int8_t* const residual = plan.residual[group];
 #pragma unroll
@@ -330,26 +353,30 @@ struct ForwardConsumer {
     }
   }
 
-  __device__ __forceinline__ void store_rows(const ForwardItem& item, std::int32_t group_row,
-                                             std::int32_t rows) const {
+  __device__ __forceinline__ void store_rows(const ForwardItem& item) const {
     constexpr int kChunks = kHeadDim / 8;  // of 16 bytes, of one row
     const auto* const tile = reinterpret_cast<const uint4*>(group_rows());
-    Element* const to = static_cast<Element*>(a.out.data) + item.batch * a.out.stride_b +
-                        item.head * a.out.stride_h + (item.document.row + group_row) * a.out.stride_s;
-#pragma unroll
+#pragma unroll 2  // more would keep addresses in registers that the main loop needs
     for (int i = 0; i < kWarpgroupRows * kChunks / kWarpgroup; ++i) {
       const int line = (i * kWarpgroup + thread) / kChunks, chunk = thread % kChunks;
-      if (line < rows) {
-        *reinterpret_cast<uint4*>(to + line * a.out.stride_s + chunk * 8) =
+      const Place place = place_of(item, line);
+      if (place.exists) {
+        Element* const to = static_cast<Element*>(a.out.data) + item.batch * a.out.stride_b +
+                            place.head * a.out.stride_h + (item.document.row + place.row) * a.out.stride_s;
+        *reinterpret_cast<uint4*>(to + chunk * 8) =
             tile[chunk / 8 * Config::kTileRows * 8 + line * 8 + (chunk % 8 ^ line % 8)];
       }
     }
   }
 
-  __device__ __forceinline__ void store_residual(std::int64_t flat_row, std::int32_t rows) const {
+  __device__ __forceinline__ void store_residual(const ForwardItem& item) const {
+    constexpr int kPieces = kHeadDim / 16;  // of 16 bytes, of one row
     const auto* const from = reinterpret_cast<const uint4*>(plan.residual[group]);
-    auto* const to = reinterpret_cast<uint4*>(a.residual + flat_row * kHeadDim);
-    for (std::int32_t i = thread; i < rows * (kHeadDim / 16); i += kWarpgroup) to[i] = from[i];
+    for (std::int32_t i = thread; i < kWarpgroupRows * kPieces; i += kWarpgroup) {
+      const Place place = place_of(item, i / kPieces);
+      if (place.exists)
+        reinterpret_cast<uint4*>(a.residual + flat_row(item, place) * kHeadDim)[i % kPieces] = from[i];
+    }
   }
 };
 
@@ -379,9 +406,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     prefetch_tensor_map(&a.v);
     init_barriers(plan);
   }
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * kSwizzleWidth; i += Config::kThreads)
-    plan.ones[i] = typename Config::Element(1.0F);
-  fence_proxy_async();
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     registers_shrink<Config::kProducerRegisters>();

@@ -9,10 +9,12 @@
 
 namespace sink_attention::cuda {
 
-// Logits, in the raw units of q.k, of 64 rows x 128 keys.
-using LogitFragment = float[64];
-// The same, rounded and packed as the A operand of eight steps of 16 keys.
-using ProbabilityFragment = std::uint32_t[8][4];
+// Logits, in the raw units of q.k, of 64 rows and a tile of keys.
+template <int kKeys>
+using LogitFragment = float[kKeys / 2];
+// The same, rounded and packed as the A operand of steps of 16 keys.
+template <int kKeys>
+using ProbabilityFragment = std::uint32_t[kKeys / 16][4];
 
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, 1));
@@ -27,18 +29,19 @@ __device__ __forceinline__ float quad_sum(float x) {
 struct VisibleKeys {
   std::int32_t first[2], end[2];
 
-  __device__ __forceinline__ VisibleKeys(const Document& document, std::int32_t row, int lane) {
+  __device__ __forceinline__ VisibleKeys(const Document& document, const std::int32_t (&row)[2], int lane) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      first[r] = document.first_key(row + 8 * r) - 2 * (lane % 4);
-      end[r] = document.end_key(row + 8 * r) - 2 * (lane % 4);
+      first[r] = document.first_key(row[r]) - 2 * (lane % 4);
+      end[r] = document.end_key(row[r]) - 2 * (lane % 4);
     }
   }
 
   // Overwrites the logits of pairs that do not see each other, in the tile whose first key is `key`.
-  __device__ __forceinline__ void mask(LogitFragment& s, std::int32_t key) const {
+  template <int kCount>
+  __device__ __forceinline__ void mask(float (&s)[kCount], std::int32_t key) const {
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       const int r = i / 2 % 2;
       const std::int32_t column = i / 4 * 8 + i % 2;
       if (column >= end[r] - key || column < first[r] - key) s[i] = -CUDART_INF_F;
@@ -50,7 +53,7 @@ struct VisibleKeys {
 struct RowState {
   float high[2];   // the greatest logit so far, raw; equal in a quad
   float pivot[2];  // high in units of log2, 0 while no key has been seen
-  float sum[2];    // of exp2(logit - pivot) over this thread's columns, for the LSE
+  float sum[2];    // of exp2(logit - pivot) over this thread's columns
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -61,12 +64,13 @@ struct RowState {
   }
 
   // Replaces a tile of logits by exp2(logit - new pivot); `rescale` gets what earlier sums must be multiplied by.
-  __device__ __forceinline__ void exponentiate(LogitFragment& s, float scale_log2, float (&rescale)[2]) {
+  template <int kCount>
+  __device__ __forceinline__ void exponentiate(float (&s)[kCount], float scale_log2, float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[4 + 2 * r], s[4 + 2 * r + 1]);
 #pragma unroll
-      for (int i = 8; i < 64; i += 8) {
+      for (int i = 8; i < kCount; i += 8) {
         a = fmaxf(a, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
         b = fmaxf(b, fmaxf(s[i + 4 + 2 * r], s[i + 4 + 2 * r + 1]));
       }
@@ -79,7 +83,7 @@ struct RowState {
     }
     float partial[2][2] = {};
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       const int r = i / 2 % 2;
       s[i] = fast_exp2(fmaf(s[i], scale_log2, -pivot[r]));
       partial[r][i / 4 % 2] += s[i];
@@ -90,37 +94,19 @@ struct RowState {
 };
 
 // Rounds a tile of probabilities for the product with V.
-template <typename Element>
-__device__ __forceinline__ void round_tile(const LogitFragment& s, ProbabilityFragment& p) {
+template <typename Element, int kCount>
+__device__ __forceinline__ void round_tile(const float (&s)[kCount], std::uint32_t (&p)[kCount / 8][4]) {
 #pragma unroll
-  for (int i = 0; i < 64; i += 2) p[i / 8][i / 2 % 4] = pack_pair<Element>(s[i], s[i + 1]);
+  for (int i = 0; i < kCount; i += 2) p[i / 8][i / 2 % 4] = pack_pair<Element>(s[i], s[i + 1]);
 }
 
-// Sums of P V of 64 rows, and of the same rounded P alone, which is what they are divided by: numerator and
-// denominator agree, and out has no bias.
-template <int kHeadDim>
-struct OutputFragment {
-  float first[kHeadDim == 64 ? 4 : 32];  // columns 0 to 63 of a head dim of 128
-  float last[36];                        // the last 64 columns, then eight times the sum of P
-
-  __device__ __forceinline__ float& operator[](int i) {
-    return i < kHeadDim / 2 - 32 ? first[i] : last[i - kHeadDim / 2 + 32];
-  }
-  __device__ __forceinline__ float operator[](int i) const {
-    return i < kHeadDim / 2 - 32 ? first[i] : last[i - kHeadDim / 2 + 32];
-  }
-  __device__ __forceinline__ float sum(int r) const { return last[32 + 2 * r]; }
-
-  __device__ __forceinline__ void clear() {
+// Multiplies a thread's sums of P V by what its two rows' pivots have moved.
+template <int kCount>
+__device__ __forceinline__ void rescale_rows(float (&out)[kCount], const float (&factor)[2]) {
+  if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2 + 4; ++i) (*this)[i] = 0;
-  }
-  __device__ __forceinline__ void rescale(const float (&factor)[2]) {
-    if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
-#pragma unroll
-    for (int i = 0; i < kHeadDim / 2 + 4; ++i) (*this)[i] *= factor[i / 2 % 2];
-  }
-};
+  for (int i = 0; i < kCount; ++i) out[i] *= factor[i / 2 % 2];
+}
 
 // A sink as a float; -inf where there is none.
 __device__ __forceinline__ float load_sink(const void* sinks, DType dtype, std::int32_t head) {
@@ -141,18 +127,17 @@ struct RowResult {
 };
 
 // Folds the sink in, with the larger of it and the greatest logit as pivot, so that nothing overflows.
-__device__ __forceinline__ RowResult finish_row(float high, float pivot, float sum, float rounded_sum,
-                                                float sink) {
+__device__ __forceinline__ RowResult finish_row(float high, float pivot, float sum, float sink) {
   constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
   const bool no_keys = high == -CUDART_INF_F && sum == 0;  // not where logits are NaN
   if (no_keys || (sink == CUDART_INF_F && sum == sum)) return {0.0F, sink};
   const float sink_over = static_cast<float>(sink * kLog2E - pivot);  // in units of log2
   if (!(sink_over > 0)) {
     const float sink_weight = exp2f(sink_over);
-    return {1.0F / (rounded_sum + sink_weight), static_cast<float>(pivot * kLn2 + logf(sum + sink_weight))};
+    return {1.0F / (sum + sink_weight), static_cast<float>(pivot * kLn2 + logf(sum + sink_weight))};
   }
   const float weight = exp2f(-sink_over);
-  return {weight / fmaf(rounded_sum, weight, 1.0F), static_cast<float>(sink + double{log1pf(sum * weight)})};
+  return {weight / fmaf(sum, weight, 1.0F), static_cast<float>(sink + double{log1pf(sum * weight)})};
 }
 
 // out's rounding residual in units of 2^-8 of its last place.

@@ -26,7 +26,7 @@ Encode find_encode() {
 }  // namespace
 
 Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const TensorSizes& sizes, DType dtype,
-                       int box_rows, const char* name) {
+                       const TensorBox& tile, const char* name) {
   std::memset(&map, 0, sizeof map);
   if (sizes.s == 0) return {};  // a tensor without rows is never read
   static const Encode encode = find_encode();
@@ -44,7 +44,7 @@ Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const Tensor
   const cuuint64_t strides[3] = {stride_bytes(sizes.s, tensor.stride_s),
                                  stride_bytes(sizes.h, tensor.stride_h),
                                  stride_bytes(sizes.b, tensor.stride_b)};
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(tile.rows), static_cast<cuuint32_t>(tile.heads), 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult result = encode(
       &map, dtype == DType::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,

@@ -14,6 +14,11 @@ struct TensorSizes {
   std::int64_t b, h, s, d;
 };
 
+struct TensorBox {
+  int rows;
+  int heads = 1;
+};
+
 // Strides of dimensions of size 1 are ignored by being 0.
 template <typename Tensor>
 Tensor without_idle_strides(Tensor t, std::int64_t b, std::int64_t h, std::int64_t s) {
@@ -23,9 +28,9 @@ Tensor without_idle_strides(Tensor t, std::int64_t b, std::int64_t h, std::int64
   return t;
 }
 
-// A map of the tensor whose boxes are `box_rows` rows (at most 256) of 64 elements, 128-byte swizzled; rows
-// outside the tensor read as zeros. `name` is for the message. The tensor must have passed check_tensor().
+// A map of the tensor whose boxes are `box.rows` rows (at most 256) of `box.heads` heads, of 64 elements each, 128-byte
+// swizzled; rows outside the tensor read as zeros. `name` is for the message. The tensor must have passed check_tensor().
 Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const TensorSizes& sizes, DType dtype,
-                       int box_rows, const char* name);
+                       const TensorBox& box, const char* name);
 
 }  // namespace sink_attention::cuda
