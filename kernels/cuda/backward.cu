@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backward's entry point: shares the problem out, lays out the workspace, and picks the kernels.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/cuda/backward_launch.cuh"
 #include "kernels/cuda/check.hpp"
@@ -67,6 +69,10 @@ BackwardArguments arguments_of(const BackwardParams& w, const BackwardLayout& la
   a.sq = static_cast<std::int32_t>(p.sq);
   a.sk = static_cast<std::int32_t>(p.sk);
   a.scale = p.scale;
+  // Not 0, so that a masked logit of infinite size stays one.
+  const float size = std::max(static_cast<float>(std::fabs(p.scale) * 1.4426950408889634),
+                              std::numeric_limits<float>::min());
+  a.scale_log2 = p.scale < 0 ? -size : size;
   a.documents = p.documents;
   a.cu_q = p.cu_seqlens_q;
   a.cu_k = p.cu_seqlens_k;

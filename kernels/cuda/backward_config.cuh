@@ -35,6 +35,7 @@ struct BackwardArguments {
   // The problem; strides of dimensions of size 1 are 0.
   std::int32_t b, hq, hkv, group, sq, sk;
   float scale;
+  float scale_log2;  // scale log2 e, at least the least normal number in size
   std::int32_t documents;
   const std::int32_t* cu_q;  // [documents + 1], or null
   const std::int32_t* cu_k;

@@ -171,7 +171,7 @@ class BackwardConsumer {
         warp_(static_cast<int>(threadIdx.x) / 32 % 4),
         lane_(static_cast<int>(threadIdx.x) % 32),
         place_(plan.item),
-        scale_log2_(a.scale * 1.4426950408889634F) {}
+        scale_log2_(a.scale_log2) {}
 
   __device__ void run() {
     float dk[kD / 2], dv[kD / 2];
@@ -315,6 +315,8 @@ class BackwardConsumer {
   __device__ __forceinline__ void mask(float (&s)[kRows / 2]) const {
     const Document& at = item_.at;
     const int own = place_.tile * kRows + at.diagonal();
+    const float hidden =
+        scale_log2_ < 0 ? __builtin_huge_valf() : -__builtin_huge_valf();  // before it is scaled
     int low[2], high[2];  // the rows of the tile that see the thread's two keys
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -326,7 +328,7 @@ class BackwardConsumer {
     for (int i = 0; i < kRows / 2; ++i) {
       const int row = i / 4 * 8 + lane_ % 4 * 2 + i % 2;
       const int half = i / 2 % 2;
-      if (row < low[half] || row >= high[half]) s[i] = -__builtin_huge_valf();
+      if (row < low[half] || row >= high[half]) s[i] = hidden;
     }
   }
 
