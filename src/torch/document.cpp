@@ -9,22 +9,52 @@
 #include <thread>
 #include <torch/headeronly/version.h>
 
+#include "src/core/error.hpp"
 #include "src/torch/cuda.hpp"
 #include "src/torch/module.hpp"
 
 namespace sinkscope::torch_paths {
 namespace {
 
-// A view of a tensor's bytes, in the memory layout that the problem asks for.
-at::Tensor to_torch(const Tensor& tensor, Layout layout) {
+// The tensor's bytes on `device` in a memory layout: a view where nothing must be moved.
+at::Tensor to_torch(const Tensor& tensor, Layout layout, at::DeviceType device) {
   if (!tensor.given()) return {};
   // from_blob wants a writable pointer; nothing writes to inputs.
   auto* const data = const_cast<std::byte*>(tensor.data());
   const at::Tensor view =
-      at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype())));
+      at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype()))).to(device);
   if (layout == Layout::kBshd && tensor.shape().size() == 4)
     return view.transpose(1, 2).contiguous().transpose(1, 2);
   return view;
+}
+
+// Why a device cannot compute a case, the machine's reasons included.
+std::optional<std::string> unsupported_on(const TorchPath& path, const Case& c, at::DeviceType device) {
+  if (device == at::kCUDA && !cuda_unavailable().empty()) return cuda_unavailable();
+  return path.unsupported(c, device);
+}
+
+at::DeviceType choose_device(const TorchPath& path, const Case& c, bool cpu_only) {
+  const WantedDevice wanted = wanted_device();
+  if (cpu_only || wanted == WantedDevice::kCpu) return at::kCPU;
+  if (wanted == WantedDevice::kCuda) return at::kCUDA;
+  return unsupported_on(path, c, at::kCUDA) ? at::kCPU : at::kCUDA;
+}
+
+// Why no device that may be taken computes the case, or nothing.
+std::optional<std::string> unsupported(const TorchPath& path, const Case& c) {
+  const WantedDevice wanted = wanted_device();
+  if (wanted == WantedDevice::kCuda) return unsupported_on(path, c, at::kCUDA);
+  const std::optional<std::string> on_cpu = unsupported_on(path, c, at::kCPU);
+  if (!on_cpu || wanted == WantedDevice::kCpu || !cuda_unavailable().empty()) return on_cpu;
+  const std::optional<std::string> on_cuda = unsupported_on(path, c, at::kCUDA);
+  if (!on_cuda || *on_cuda == *on_cpu) return on_cuda;
+  return "on the GPU: " + *on_cuda + "; on the CPU: " + *on_cpu;
+}
+
+std::string backend_name(const TorchPath& path, at::DeviceType device) {
+  if (device == at::kCPU) return std::string("cpu ") + path.on_cpu;
+  return "cuda " + cuda_device().name + " " + path.on_cuda;
 }
 
 }  // namespace
@@ -48,22 +78,23 @@ at::ScalarType scalar_type(DType dtype) {
 }
 
 Tensor from_torch(const at::Tensor& tensor, DType dtype) {
-  const at::Tensor contiguous = tensor.to(scalar_type(dtype)).contiguous();
+  const at::Tensor contiguous = tensor.to(scalar_type(dtype)).contiguous().to(at::kCPU);
   Tensor result(dtype, contiguous.sizes().vec());
   std::memcpy(result.data(), contiguous.const_data_ptr(), result.bytes());
   return result;
 }
 
-TorchCase::TorchCase(const Case& source)
-    : c(source),
+TorchCase::TorchCase(const Case& source, at::DeviceType device, std::optional<Layout> layout)
+    : grads(source.problem.grads),
       s(source.problem.shape),
-      q(to_torch(c.q, c.problem.layout)),
-      k(to_torch(c.k, c.problem.layout)),
-      v(to_torch(c.v, c.problem.layout)),
-      dout(to_torch(c.dout, c.problem.layout)),
-      dlse(to_torch(c.dlse, Layout::kBhsd)),
-      backward(c.dout.given() && c.problem.grads.any()) {
-  if (c.sinks.given()) sinks = to_torch(c.sinks, Layout::kBhsd).to(at::kFloat);
+      backward(source.dout.given() && source.problem.grads.any()) {
+  const Layout chosen = layout.value_or(source.problem.layout);
+  q = to_torch(source.q, chosen, device);
+  k = to_torch(source.k, chosen, device);
+  v = to_torch(source.v, chosen, device);
+  dout = to_torch(source.dout, chosen, device);
+  dlse = to_torch(source.dlse, Layout::kBhsd, device);
+  if (source.sinks.given()) sinks = to_torch(source.sinks, Layout::kBhsd, device).to(at::kFloat);
 }
 
 std::vector<Piece> TorchCase::pieces() const {
@@ -85,21 +116,30 @@ std::vector<Piece> TorchCase::pieces() const {
   return pieces;
 }
 
+at::Tensor TorchCase::empty_rows() const {
+  at::Tensor empty = at::ones({s.sq}, at::kBool);
+  for (const Piece& piece : pieces()) empty.narrow(0, piece.first_row, piece.rows).zero_();
+  return empty.any().item<bool>() ? empty.to(q.device()) : at::Tensor();
+}
+
 bool TorchCase::plain_causal(const Piece& piece) const {
   return s.causal && piece.rows == piece.keys && (s.window == 0 || s.window >= piece.keys);
 }
 
 at::Tensor TorchCase::mask(const Piece& piece, at::ScalarType dtype, double hidden) const {
   if (!s.causal) return {};
-  const at::Tensor rows = at::arange(piece.rows).unsqueeze(1) + (piece.keys - piece.rows);
-  const at::Tensor keys = at::arange(piece.keys).unsqueeze(0);
+  const auto on_device = at::TensorOptions().device(q.device());
+  const at::Tensor rows =
+      at::arange(piece.rows, on_device.dtype(at::kLong)).unsqueeze(1) + (piece.keys - piece.rows);
+  const at::Tensor keys = at::arange(piece.keys, on_device.dtype(at::kLong)).unsqueeze(0);
   at::Tensor unseen = keys > rows;
   if (s.window > 0) unseen = unseen.logical_or(rows - keys >= s.window);
-  return at::zeros({piece.rows, piece.keys}, dtype).masked_fill(unseen, hidden);
+  return at::zeros({piece.rows, piece.keys}, on_device.dtype(dtype)).masked_fill(unseen, hidden);
 }
 
 TorchOutputs::TorchOutputs(const TorchCase& t)
-    : out(at::zeros(t.q.sizes(), t.q.options())), lse(at::empty({t.s.b, t.s.hq, t.s.sq}, at::kFloat)) {
+    : out(at::zeros(t.q.sizes(), t.q.options())),
+      lse(at::empty({t.s.b, t.s.hq, t.s.sq}, t.q.options().dtype(at::kFloat))) {
   // A row without keys has the sink's own LSE.
   lse.fill_(-std::numeric_limits<float>::infinity());
   if (t.sinks.defined()) lse.copy_(t.sinks.view({1, -1, 1}).expand_as(lse));
@@ -107,39 +147,49 @@ TorchOutputs::TorchOutputs(const TorchCase& t)
   dq = at::zeros(t.q.sizes(), t.q.options());
   dk = at::zeros(t.k.sizes(), t.k.options());
   dv = at::zeros(t.v.sizes(), t.v.options());
-  dsinks = at::zeros({t.s.hq}, at::kFloat);
+  dsinks = at::zeros({t.s.hq}, t.q.options().dtype(at::kFloat));
 }
 
-Outputs TorchOutputs::finish(const Case& c, bool with_lse, bool with_dsinks) const {
-  const Grads& grads = c.problem.grads;
-  const DType dtype = c.problem.shape.dtype;
+Outputs TorchOutputs::finish(const TorchCase& t, Results computed) const {
+  const DType dtype = t.s.dtype;
   Outputs outputs;
   outputs.out = from_torch(out, dtype);
-  if (with_lse) outputs.lse = from_torch(lse, DType::kFp32);
-  if (!dq.defined()) return outputs;
-  if (grads.q) outputs.dq = from_torch(dq, dtype);
-  if (grads.k) outputs.dk = from_torch(dk, dtype);
-  if (grads.v) outputs.dv = from_torch(dv, dtype);
-  if (grads.s && with_dsinks && c.sinks.given()) {
+  if (computed.lse) outputs.lse = from_torch(lse, DType::kFp32);
+  if (!t.backward || !computed.gradients) return outputs;
+  if (t.grads.q) outputs.dq = from_torch(dq, dtype);
+  if (t.grads.k) outputs.dk = from_torch(dk, dtype);
+  if (t.grads.v) outputs.dv = from_torch(dv, dtype);
+  if (t.grads.s && computed.dsinks && t.sinks.defined()) {
     outputs.dsinks = from_torch(dsinks, dsinks.scalar_type() == at::kFloat ? DType::kFp32 : dtype);
   }
   return outputs;
 }
 
-Path make_path(const char* name, const char* backend,
-               std::function<std::optional<std::string>(const Case&)> unsupported, Run run) {
+Path make_path(const TorchPath& torch) {
   Path path;
-  path.name = name;
+  path.name = torch.name;
   for (const TorchPathName& known : kTorchPathNames) {
     if (path.name == known.name) path.summary = known.summary;
   }
-  path.backends = "libtorch (cpu)";
-  path.unsupported = std::move(unsupported);
-  path.run = [backend, run = std::move(run)](const Case& c, const PathOptions& options) {
+  const bool has_cuda = cuda_unavailable().empty();
+  path.backends = has_cuda ? "libtorch (cuda, else cpu)" : "libtorch (cpu)";
+  path.unsupported = [torch](const Case& c) { return unsupported(torch, c); };
+  path.run = [torch](const Case& c, const PathOptions& options) {
+    const at::DeviceType device = choose_device(torch, c, options.cpu_only);
+    // `unsupported` does not know of cpu_only.
+    if (const auto reason = unsupported_on(torch, c, device)) throw EnvironmentError(*reason);
     const int hardware = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
     at::set_num_threads(options.threads > 0 ? options.threads : hardware);
     const at::NoGradGuard no_grad;
-    return PathRun{run(TorchCase(c)), backend};
+    return PathRun{torch.run(TorchCase(c, device)), backend_name(torch, device)};
+  };
+  if (!has_cuda || !torch.prepare) return path;
+  path.prepare = [torch](const Case& c) {
+    if (const auto reason = unsupported_on(torch, c, at::kCUDA)) throw EnvironmentError(*reason);
+    const at::NoGradGuard no_grad;
+    PreparedPath prepared = torch.prepare(c);
+    prepared.backend = backend_name(torch, at::kCUDA);
+    return prepared;
   };
   return path;
 }
@@ -156,4 +206,5 @@ extern "C" __attribute__((visibility("default"))) void sinkscope_fill_torch_modu
                     std::to_string(TORCH_VERSION_PATCH);
   module->seconds_of_float64_eager = seconds_of_float64_eager;
   module->cuda_unavailable = cuda_unavailable();
+  if (module->cuda_unavailable.empty()) module->cuda_gemm = cuda_gemm;
 }

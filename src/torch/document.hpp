@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the libtorch adapters share: a case's tensors as ATen ones, cut into pieces in which every row sees a
-// key.
+// What the libtorch adapters share: a case's tensors as ATen ones on a device, cut into pieces in which every
+// row sees a key, and a path around a function on them.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -18,40 +18,58 @@ struct Piece {
   std::int64_t first_row, rows, first_key, keys;  // within the case's sq and sk
 };
 
-// The case in ATen's terms, in the memory layout that it asks for.
+// The case in ATen's terms, in the memory layout that it asks for or in `layout`. On the CPU its tensors are
+// views of the case's, on a GPU copies.
 struct TorchCase {
-  explicit TorchCase(const Case& source);
+  explicit TorchCase(const Case& source, at::DeviceType device = at::kCPU,
+                     std::optional<Layout> layout = std::nullopt);
 
-  const Case& c;
-  const AttentionShape& s;
+  Grads grads;
+  AttentionShape s;
   at::Tensor q, k, v, dout;  // [b, h, s, d]; dout undefined without a backward
   at::Tensor sinks;          // [hq] fp32; undefined without sinks
   at::Tensor dlse;           // [b, hq, sq] fp32, or undefined
   bool backward;
 
   std::vector<Piece> pieces() const;
+  // Which rows see no key: [sq] booleans on the case's device, undefined where every row sees one.
+  at::Tensor empty_rows() const;
   // The additive mask of a piece [rows, keys] in `dtype` with `hidden` where nothing is seen; undefined where
   // plain top-left causality (or nothing) says it all.
   at::Tensor mask(const Piece& piece, at::ScalarType dtype, double hidden) const;
   bool plain_causal(const Piece& piece) const;
 };
 
+// What a path has computed; out always.
+struct Results {
+  bool lse = false, gradients = true, dsinks = true;  // gradients: dq, dk, dv and, with `dsinks`, dsinks
+};
+
 // Empty results of a case, to be filled piece by piece.
 struct TorchOutputs {
   explicit TorchOutputs(const TorchCase& t);
   at::Tensor out, lse, dq, dk, dv, dsinks;  // lse [b, hq, sq] fp32
-  // As the case's tensors, those that `grads` asks for.
-  Outputs finish(const Case& c, bool with_lse, bool with_dsinks) const;
+  // What was computed, as the case's tensors on the host, and of the gradients those that the case asks for.
+  Outputs finish(const TorchCase& t, Results computed) const;
 };
 
 at::ScalarType scalar_type(DType dtype);
-Tensor from_torch(const at::Tensor& tensor, DType dtype);
+Tensor from_torch(const at::Tensor& tensor, DType dtype);  // copies to the host and waits for it
 
-using Run = std::function<Outputs(const TorchCase&)>;
+// What makes a path: the same function of a TorchCase on either device.
+struct TorchPath {
+  const char* name;
+  const char* on_cpu;  // what computes it there, for the backend's name
+  const char* on_cuda;
+  // Why this device cannot compute the case, or nothing. Asked for a GPU only where there is one.
+  std::function<std::optional<std::string>(const Case&, at::DeviceType)> unsupported;
+  std::function<Outputs(const TorchCase&)> run;
+  std::function<PreparedPath(const Case&)> prepare;  // on the GPU
+};
 
-// A path around a function on a TorchCase: sets the threads, names the backend.
-Path make_path(const char* name, const char* backend,
-               std::function<std::optional<std::string>(const Case&)> unsupported, Run run);
+// Chooses the device (PathOptions::cpu_only, SINKSCOPE_DEVICE, what supports the case), sets the threads,
+// names the backend.
+Path make_path(const TorchPath& path);
 
 std::vector<Path> flash_paths();
 std::vector<Path> eager_paths();

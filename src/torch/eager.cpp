@@ -2,17 +2,22 @@
 // transformers' eager_attention_forward of GPT-OSS and its autograd, step by step, so that every intermediate
 // is rounded to the case's format where transformers (5.17, on a GPU) rounds it. Documents are isolated.
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <memory>
 
+#include "src/core/error.hpp"
+#include "src/torch/cuda.hpp"
 #include "src/torch/document.hpp"
 
 namespace sinkscope::torch_paths {
 namespace {
 
-constexpr double kMostScoreBytes = 4.0 * (1ULL << 30);
-constexpr double kScoreTensors = 6;  // of [group, sq, sk] that live at once
+constexpr double kScoreTensors = 6;                     // of [group, sq, sk] that live at once
+constexpr double kMostScoreBytes = 4.0 * (1ULL << 30);  // on the CPU
+constexpr double kMostScoreShare = 0.6;                 // of the GPU's memory
 
 // What transformers adds where nothing is seen: the format's lowest finite number.
 double mask_value(at::ScalarType dtype) {
@@ -27,99 +32,230 @@ struct Group {
   at::Tensor sinks;  // [group], in the format, or undefined
 };
 
-struct GroupResult {
-  at::Tensor out, dq, dk, dv;  // dk, dv [keys, d]
-  at::Tensor dsink_rows;       // [group, rows]: the sink's gradient before it is summed
+// The scores' arithmetic: of the products the case's format, of the softmax the variant's.
+struct Formats {
+  at::ScalarType products, softmax;
 };
 
-GroupResult attend(const Group& g, double scale, bool softmax_in_fp32, bool backward) {
-  const at::ScalarType dtype = g.q.scalar_type();
-  const at::ScalarType softmax_dtype = softmax_in_fp32 ? at::kFloat : dtype;
-  const std::int64_t keys = g.k.size(0);
-  const bool has_sink = g.sinks.defined();
+struct Forward {
+  at::Tensor out;
+  // What autograd keeps for the backward: the softmax, its columns of keys in the format (the same memory
+  // where the softmax is in the format), and where each row's maximum was.
+  at::Tensor probabilities, p, high_at;
+};
 
+struct Backward {
+  at::Tensor dq, dk, dv;  // dk, dv [keys, d]
+  at::Tensor dsink_rows;  // [group, rows]: the sink's gradient before it is summed; undefined without one
+};
+
+Forward forward(const Group& g, double scale, Formats formats) {
   at::Tensor weights = at::matmul(g.q, g.k.transpose(-1, -2)) * scale;
   if (g.mask.defined()) weights = weights + g.mask;
-  if (has_sink) weights = at::cat({weights, g.sinks.view({-1, 1, 1}).expand({-1, weights.size(1), 1})}, -1);
+  if (g.sinks.defined())
+    weights = at::cat({weights, g.sinks.view({-1, 1, 1}).expand({-1, weights.size(1), 1})}, -1);
   const auto [high, high_at] = weights.max(-1, true);
-  const at::Tensor probabilities = at::softmax(weights - high, -1, softmax_dtype);
-  const at::Tensor p = probabilities.narrow(-1, 0, keys).to(dtype);
+  Forward f;
+  f.probabilities = at::softmax(weights - high, -1, formats.softmax);
+  f.p = f.probabilities.narrow(-1, 0, g.k.size(0)).to(formats.products);
+  f.high_at = high_at;
+  f.out = at::matmul(f.p, g.v);
+  return f;
+}
 
-  GroupResult result;
-  result.out = at::matmul(p, g.v);
-  if (!backward) return result;
-  // dv, and dk below, are summed over the group after each head's was rounded, as the backward of repeat_kv
-  // does.
-  result.dv = at::matmul(p.transpose(-1, -2), g.dout).sum(0);
-  at::Tensor dp = at::matmul(g.dout, g.v.transpose(-1, -2)).to(softmax_dtype);
-  if (has_sink) dp = at::constant_pad_nd(dp, {0, 1});
-  // The softmax backward on a GPU rounds P * dP to the format before it sums; then the gradient of the
-  // subtracted maximum goes to where the maximum was.
+// The softmax backward on a GPU rounds P * dP to the format before it sums.
+at::Tensor softmax_backward(const at::Tensor& dp, const at::Tensor& probabilities) {
+  const at::ScalarType format = probabilities.scalar_type();
+  if (dp.is_cuda()) return at::_softmax_backward_data(dp, probabilities, -1, format);
   const at::Tensor product = probabilities * dp;
   const at::Tensor sum = product.sum(-1, true, at::kFloat);
-  at::Tensor ds = (product.to(at::kFloat) - probabilities.to(at::kFloat) * sum).to(softmax_dtype).to(dtype);
-  ds = ds + at::zeros_like(ds).scatter(-1, high_at, -ds.sum(-1, true));
-  if (has_sink) result.dsink_rows = ds.select(-1, keys);
+  return (product.to(at::kFloat) - probabilities.to(at::kFloat) * sum).to(format);
+}
+
+Backward backward(const Group& g, const Forward& f, double scale, Formats formats) {
+  const std::int64_t keys = g.k.size(0);
+  Backward b;
+  // dv, and dk below, are summed over the group after each head's was rounded, as the backward of repeat_kv
+  // does.
+  b.dv = at::matmul(f.p.transpose(-1, -2), g.dout).sum(0);
+  at::Tensor dp = at::matmul(g.dout, g.v.transpose(-1, -2)).to(formats.softmax);
+  if (g.sinks.defined()) dp = at::constant_pad_nd(dp, {0, 1});
+  at::Tensor ds = softmax_backward(dp, f.probabilities).to(formats.products);
+  // The gradient of the subtracted maximum goes to where the maximum was.
+  ds = ds + at::zeros_like(ds).scatter(-1, f.high_at, -ds.sum(-1, true));
+  if (g.sinks.defined()) b.dsink_rows = ds.select(-1, keys);
   const at::Tensor dweights = ds.narrow(-1, 0, keys) * scale;
-  result.dq = at::matmul(dweights, g.k);
-  result.dk = at::matmul(dweights.transpose(-1, -2), g.q).sum(0);
-  return result;
+  b.dq = at::matmul(dweights, g.k);
+  b.dk = at::matmul(dweights.transpose(-1, -2), g.q).sum(0);
+  return b;
 }
 
-Outputs eager(const TorchCase& t, bool softmax_in_fp32) {
-  const std::int64_t group = t.s.group();
-  const at::ScalarType dtype = t.q.scalar_type();
-  TorchOutputs outputs(t);
-  at::Tensor dsink_rows;
-  if (t.backward) dsink_rows = at::zeros({t.s.b, t.s.hq, t.s.sq}, t.q.options());
-  for (const Piece& piece : t.pieces()) {
-    const at::Tensor mask = t.mask(piece, dtype, mask_value(dtype));
-    for (std::int64_t item = 0; item < t.s.b * t.s.hkv; ++item) {
-      const std::int64_t batch = item / t.s.hkv;
-      const std::int64_t kv = item % t.s.hkv;
-      const auto heads = [&](const at::Tensor& x) {
-        return x.select(0, batch).narrow(0, kv * group, group).narrow(1, piece.first_row, piece.rows);
-      };
-      const auto head = [&](const at::Tensor& x) {
-        return x.select(0, batch).select(0, kv).narrow(0, piece.first_key, piece.keys);
-      };
-      Group g{heads(t.q), head(t.k), head(t.v), {}, mask, {}};
-      if (t.backward) g.dout = heads(t.dout);
-      if (t.sinks.defined()) g.sinks = t.sinks.narrow(0, kv * group, group).to(dtype);
-      const GroupResult result = attend(g, t.s.scale, softmax_in_fp32, t.backward);
-      heads(outputs.out).copy_(result.out);
-      if (!t.backward) continue;
-      heads(outputs.dq).copy_(result.dq);
-      head(outputs.dk).copy_(result.dk);
-      head(outputs.dv).copy_(result.dv);
-      if (result.dsink_rows.defined()) heads(dsink_rows).copy_(result.dsink_rows);
+// A case cut into groups, and its results.
+class EagerCase {
+ public:
+  EagerCase(TorchCase t, bool softmax_in_fp32)
+      : t_(std::move(t)),
+        formats_{t_.q.scalar_type(), softmax_in_fp32 ? at::kFloat : t_.q.scalar_type()},
+        outputs_(t_) {
+    for (const Piece& piece : t_.pieces()) {
+      const at::Tensor mask = t_.mask(piece, formats_.products, mask_value(formats_.products));
+      for (std::int64_t item = 0; item < t_.s.b * t_.s.hkv; ++item) {
+        const Place place{piece, item / t_.s.hkv, item % t_.s.hkv};
+        Group g{heads(t_.q, place), head(t_.k, place), head(t_.v, place), {}, mask, {}};
+        if (t_.backward) g.dout = heads(t_.dout, place);
+        if (t_.sinks.defined())
+          g.sinks = t_.sinks.narrow(0, place.kv * t_.s.group(), t_.s.group()).to(formats_.products);
+        groups_.push_back(std::move(g));
+        places_.push_back(place);
+      }
     }
+    if (t_.backward) dsink_rows_ = at::zeros({t_.s.b, t_.s.hq, t_.s.sq}, t_.q.options());
   }
-  if (t.backward) outputs.dsinks = dsink_rows.sum(at::IntArrayRef{0, 2});
-  return outputs.finish(t.c, false, true);
+
+  std::size_t size() const { return groups_.size(); }
+  bool has_backward() const { return t_.backward; }
+
+  Forward forward(std::size_t i) const { return torch_paths::forward(groups_[i], t_.s.scale, formats_); }
+  Backward backward(std::size_t i, const Forward& f) const {
+    return torch_paths::backward(groups_[i], f, t_.s.scale, formats_);
+  }
+
+  void put(std::size_t i, const Forward& f) { heads(outputs_.out, places_[i]).copy_(f.out); }
+  void put(std::size_t i, const Backward& b) {
+    heads(outputs_.dq, places_[i]).copy_(b.dq);
+    head(outputs_.dk, places_[i]).copy_(b.dk);
+    head(outputs_.dv, places_[i]).copy_(b.dv);
+    if (b.dsink_rows.defined()) heads(dsink_rows_, places_[i]).copy_(b.dsink_rows);
+  }
+
+  Outputs finish(bool with_gradients) {
+    if (with_gradients) outputs_.dsinks = dsink_rows_.sum(at::IntArrayRef{0, 2});
+    return outputs_.finish(t_, Results{.gradients = with_gradients});
+  }
+
+ private:
+  struct Place {
+    Piece piece;
+    std::int64_t batch, kv;
+  };
+
+  // The group's part of a tensor by query heads, and the key/value head's of one by those.
+  at::Tensor heads(const at::Tensor& x, const Place& place) const {
+    return x.select(0, place.batch)
+        .narrow(0, place.kv * t_.s.group(), t_.s.group())
+        .narrow(1, place.piece.first_row, place.piece.rows);
+  }
+  static at::Tensor head(const at::Tensor& x, const Place& place) {
+    return x.select(0, place.batch).select(0, place.kv).narrow(0, place.piece.first_key, place.piece.keys);
+  }
+
+  TorchCase t_;
+  Formats formats_;
+  TorchOutputs outputs_;
+  at::Tensor dsink_rows_;  // [b, hq, sq], in the format
+  std::vector<Group> groups_;
+  std::vector<Place> places_;
+};
+
+// Group by group, so that one group's scores live at a time.
+Outputs run(const TorchCase& t, bool softmax_in_fp32) {
+  EagerCase eager(t, softmax_in_fp32);
+  for (std::size_t i = 0; i < eager.size(); ++i) {
+    const Forward f = eager.forward(i);
+    eager.put(i, f);
+    if (eager.has_backward()) eager.put(i, eager.backward(i, f));
+  }
+  return eager.finish(eager.has_backward());
 }
 
-std::optional<std::string> unsupported(const Case& c) {
-  if (c.dlse.given()) return "eager returns no LSE, so it has no input for its gradient";
-  const AttentionShape& s = c.problem.shape;
-  std::int64_t most = s.sq * s.sk;
-  if (!s.docs.empty()) {
-    most = 0;
-    const std::vector<std::int64_t>& keys = s.docs_k.empty() ? s.docs : s.docs_k;
-    for (std::size_t i = 0; i < s.docs.size(); ++i) most = std::max(most, s.docs[i] * keys[i]);
+// rows * keys of the largest document, and of all.
+struct Scores {
+  double most = 0, all = 0;
+};
+
+Scores scores_of(const AttentionShape& s) {
+  const std::vector<std::int64_t> rows = s.docs.empty() ? std::vector{s.sq} : s.docs;
+  const std::vector<std::int64_t> keys = s.docs.empty()     ? std::vector{s.sk}
+                                         : s.docs_k.empty() ? s.docs
+                                                            : s.docs_k;
+  Scores scores;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const double size = static_cast<double>(rows[i]) * static_cast<double>(keys[i]);
+    scores.most = std::max(scores.most, size);
+    scores.all += size;
   }
-  const double bytes = kScoreTensors * static_cast<double>(most) * static_cast<double>(s.group()) * 4;
-  if (bytes <= kMostScoreBytes) return std::nullopt;
-  return "needs about " + std::to_string(static_cast<int>(bytes / (1 << 30))) +
-         " GiB of scores, more than 4 GiB";
+  return scores;
+}
+
+double bytes_at_once(const AttentionShape& s) {
+  return kScoreTensors * scores_of(s).most * static_cast<double>(s.group()) * 4;
+}
+
+std::optional<std::string> too_large(double bytes, double most) {
+  if (bytes <= most) return std::nullopt;
+  const auto gib = [](double value) { return std::to_string(static_cast<int>(value / (1 << 30))); };
+  return "needs about " + gib(bytes) + " GiB of scores, more than " + gib(most) + " GiB";
+}
+
+double most_score_bytes(at::DeviceType device) {
+  if (device == at::kCPU) return kMostScoreBytes;
+  return kMostScoreShare * static_cast<double>(cuda_device().memory);
+}
+
+std::optional<std::string> unsupported(const Case& c, at::DeviceType device) {
+  if (c.dlse.given()) return "eager returns no LSE, so it has no input for its gradient";
+  return too_large(bytes_at_once(c.problem.shape), most_score_bytes(device));
+}
+
+// All groups' scores stay for the backward, as they do in training.
+PreparedPath prepare(const Case& c, bool softmax_in_fp32) {
+  const AttentionShape& s = c.problem.shape;
+  const double format_bytes = s.dtype == DType::kFp32 ? 4 : 2;
+  const double kept = softmax_in_fp32 && format_bytes < 4 ? 4 + format_bytes : format_bytes;
+  const double bytes = kept * scores_of(s).all * static_cast<double>(s.b * s.hq) + bytes_at_once(s);
+  if (const auto reason = too_large(bytes, most_score_bytes(at::kCUDA))) throw EnvironmentError(*reason);
+
+  struct State {
+    EagerCase eager;
+    std::vector<Forward> forwards;
+    std::vector<Backward> backwards;
+  };
+  const auto state =
+      std::make_shared<State>(State{EagerCase(TorchCase(c, at::kCUDA), softmax_in_fp32), {}, {}});
+  PreparedPath prepared;
+  prepared.forward = [state] {
+    const at::NoGradGuard no_grad;
+    state->forwards.clear();
+    for (std::size_t i = 0; i < state->eager.size(); ++i) state->forwards.push_back(state->eager.forward(i));
+  };
+  if (state->eager.has_backward()) {
+    prepared.backward = [state] {
+      const at::NoGradGuard no_grad;
+      state->backwards.clear();
+      for (std::size_t i = 0; i < state->eager.size(); ++i)
+        state->backwards.push_back(state->eager.backward(i, state->forwards.at(i)));
+    };
+  }
+  prepared.outputs = [state] {
+    const at::NoGradGuard no_grad;
+    for (std::size_t i = 0; i < state->forwards.size(); ++i) state->eager.put(i, state->forwards[i]);
+    for (std::size_t i = 0; i < state->backwards.size(); ++i) state->eager.put(i, state->backwards[i]);
+    return state->eager.finish(!state->backwards.empty());
+  };
+  return prepared;
+}
+
+Path eager_path(const char* name, bool softmax_in_fp32) {
+  constexpr const char* kSteps = "aten, transformers' steps";
+  return make_path({name, kSteps, kSteps, unsupported,
+                    [softmax_in_fp32](const TorchCase& t) { return run(t, softmax_in_fp32); },
+                    [softmax_in_fp32](const Case& c) { return prepare(c, softmax_in_fp32); }});
 }
 
 }  // namespace
 
 std::vector<Path> eager_paths() {
-  constexpr const char* kBackend = "cpu aten, transformers' steps";
-  return {make_path("eager", kBackend, unsupported, [](const TorchCase& t) { return eager(t, false); }),
-          make_path("eager_fp32", kBackend, unsupported, [](const TorchCase& t) { return eager(t, true); })};
+  return {eager_path("eager", false), eager_path("eager_fp32", true)};
 }
 
 // The plain computation that a float64 check would use: scores, sink column, softmax, autograd. One document,

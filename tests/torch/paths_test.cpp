@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What each libtorch path is: exact, sink-less, or wrong in its one known way. In fp32, where rounding hides nothing.
 #include <cmath>
+#include <cstdlib>
 #include <string>
 
 #include "gtest/gtest.h"
 
 #include "src/diff/diff.hpp"
 #include "src/paths/table.hpp"
+#include "src/torch/module.hpp"
 #include "src/truth/truth.hpp"
 
 namespace sinkscope {
@@ -106,6 +108,21 @@ TEST(TorchPaths, SayWhatTheyCannotDo) {
       find_path("flash_attention_2_sink", dlse).unsupported(dlse).value_or("").find("gradient of the LSE"),
       std::string::npos);
   EXPECT_TRUE(find_path("eager", dlse).unsupported(dlse).has_value());
+}
+
+// Without a GPU there is nothing to lay out, and asking for one says why it cannot be.
+TEST(TorchPaths, SayWhyThereIsNoGpu) {
+  const std::string& reason = torch_module().cuda_unavailable;
+  if (reason.empty()) GTEST_SKIP() << "there is one";
+  const Case c = generated("b1 hq2 hkv1 sq20 sk20 d64 bf16 causal");
+  for (const Path& path : torch_module().paths) {
+    EXPECT_FALSE(path.prepare) << path.name;
+    EXPECT_EQ(path.backends, "libtorch (cpu)");
+    EXPECT_TRUE(path.run(c, {}).backend.starts_with("cpu ")) << path.name;
+    ::setenv("SINKSCOPE_DEVICE", "cuda", 1);
+    EXPECT_EQ(path.unsupported(c).value_or(""), reason) << path.name;
+    ::unsetenv("SINKSCOPE_DEVICE");
+  }
 }
 
 // In bf16, eager rounds logits and softmax to bf16 and is an order of magnitude off where its fp32 twin is not.
