@@ -35,7 +35,7 @@ struct TorchCase {
   // Which rows see no key: [sq] booleans on the case's device, undefined where every row sees one.
   at::Tensor empty_rows() const;
   // The additive mask of a piece [rows, keys] in `dtype` with `hidden` where nothing is seen; undefined where
-  // plain top-left causality (or nothing) says it all.
+  // everything is.
   at::Tensor mask(const Piece& piece, at::ScalarType dtype, double hidden) const;
   bool plain_causal(const Piece& piece) const;
 };

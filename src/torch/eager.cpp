@@ -27,6 +27,8 @@ double mask_value(at::ScalarType dtype) {
 
 // One key/value head of one piece with its group of query heads, [group, rows or keys, d].
 struct Group {
+  Piece piece;
+  std::int64_t batch, kv;
   at::Tensor q, k, v, dout;
   at::Tensor mask;   // [rows, keys], or undefined
   at::Tensor sinks;  // [group], in the format, or undefined
@@ -90,42 +92,47 @@ Backward backward(const Group& g, const Forward& f, double scale, Formats format
   return b;
 }
 
-// A case cut into groups, and its results.
+// A case to be computed group by group, and its results.
 class EagerCase {
  public:
   EagerCase(TorchCase t, bool softmax_in_fp32)
       : t_(std::move(t)),
         formats_{t_.q.scalar_type(), softmax_in_fp32 ? at::kFloat : t_.q.scalar_type()},
         outputs_(t_) {
-    for (const Piece& piece : t_.pieces()) {
-      const at::Tensor mask = t_.mask(piece, formats_.products, mask_value(formats_.products));
-      for (std::int64_t item = 0; item < t_.s.b * t_.s.hkv; ++item) {
-        const Place place{piece, item / t_.s.hkv, item % t_.s.hkv};
-        Group g{heads(t_.q, place), head(t_.k, place), head(t_.v, place), {}, mask, {}};
-        if (t_.backward) g.dout = heads(t_.dout, place);
-        if (t_.sinks.defined())
-          g.sinks = t_.sinks.narrow(0, place.kv * t_.s.group(), t_.s.group()).to(formats_.products);
-        groups_.push_back(std::move(g));
-        places_.push_back(place);
-      }
-    }
     if (t_.backward) dsink_rows_ = at::zeros({t_.s.b, t_.s.hq, t_.s.sq}, t_.q.options());
   }
 
-  std::size_t size() const { return groups_.size(); }
   bool has_backward() const { return t_.backward; }
+  std::vector<Piece> pieces() const { return t_.pieces(); }
 
-  Forward forward(std::size_t i) const { return torch_paths::forward(groups_[i], t_.s.scale, formats_); }
-  Backward backward(std::size_t i, const Forward& f) const {
-    return torch_paths::backward(groups_[i], f, t_.s.scale, formats_);
+  // The groups of a piece, which share its mask.
+  std::vector<Group> groups(const Piece& piece) const {
+    const at::Tensor mask = t_.mask(piece, formats_.products, mask_value(formats_.products));
+    std::vector<Group> groups;
+    for (std::int64_t item = 0; item < t_.s.b * t_.s.hkv; ++item) {
+      Group g{piece, item / t_.s.hkv, item % t_.s.hkv, {}, {}, {}, {}, mask, {}};
+      g.q = heads(t_.q, g);
+      g.k = head(t_.k, g);
+      g.v = head(t_.v, g);
+      if (t_.backward) g.dout = heads(t_.dout, g);
+      if (t_.sinks.defined())
+        g.sinks = t_.sinks.narrow(0, g.kv * t_.s.group(), t_.s.group()).to(formats_.products);
+      groups.push_back(std::move(g));
+    }
+    return groups;
   }
 
-  void put(std::size_t i, const Forward& f) { heads(outputs_.out, places_[i]).copy_(f.out); }
-  void put(std::size_t i, const Backward& b) {
-    heads(outputs_.dq, places_[i]).copy_(b.dq);
-    head(outputs_.dk, places_[i]).copy_(b.dk);
-    head(outputs_.dv, places_[i]).copy_(b.dv);
-    if (b.dsink_rows.defined()) heads(dsink_rows_, places_[i]).copy_(b.dsink_rows);
+  Forward forward(const Group& g) const { return torch_paths::forward(g, t_.s.scale, formats_); }
+  Backward backward(const Group& g, const Forward& f) const {
+    return torch_paths::backward(g, f, t_.s.scale, formats_);
+  }
+
+  void put(const Group& g, const Forward& f) { heads(outputs_.out, g).copy_(f.out); }
+  void put(const Group& g, const Backward& b) {
+    heads(outputs_.dq, g).copy_(b.dq);
+    head(outputs_.dk, g).copy_(b.dk);
+    head(outputs_.dv, g).copy_(b.dv);
+    if (b.dsink_rows.defined()) heads(dsink_rows_, g).copy_(b.dsink_rows);
   }
 
   Outputs finish(bool with_gradients) {
@@ -134,36 +141,31 @@ class EagerCase {
   }
 
  private:
-  struct Place {
-    Piece piece;
-    std::int64_t batch, kv;
-  };
-
   // The group's part of a tensor by query heads, and the key/value head's of one by those.
-  at::Tensor heads(const at::Tensor& x, const Place& place) const {
-    return x.select(0, place.batch)
-        .narrow(0, place.kv * t_.s.group(), t_.s.group())
-        .narrow(1, place.piece.first_row, place.piece.rows);
+  at::Tensor heads(const at::Tensor& x, const Group& g) const {
+    return x.select(0, g.batch)
+        .narrow(0, g.kv * t_.s.group(), t_.s.group())
+        .narrow(1, g.piece.first_row, g.piece.rows);
   }
-  static at::Tensor head(const at::Tensor& x, const Place& place) {
-    return x.select(0, place.batch).select(0, place.kv).narrow(0, place.piece.first_key, place.piece.keys);
+  static at::Tensor head(const at::Tensor& x, const Group& g) {
+    return x.select(0, g.batch).select(0, g.kv).narrow(0, g.piece.first_key, g.piece.keys);
   }
 
   TorchCase t_;
   Formats formats_;
   TorchOutputs outputs_;
   at::Tensor dsink_rows_;  // [b, hq, sq], in the format
-  std::vector<Group> groups_;
-  std::vector<Place> places_;
 };
 
-// Group by group, so that one group's scores live at a time.
+// One group's scores live at a time.
 Outputs run(const TorchCase& t, bool softmax_in_fp32) {
   EagerCase eager(t, softmax_in_fp32);
-  for (std::size_t i = 0; i < eager.size(); ++i) {
-    const Forward f = eager.forward(i);
-    eager.put(i, f);
-    if (eager.has_backward()) eager.put(i, eager.backward(i, f));
+  for (const Piece& piece : eager.pieces()) {
+    for (const Group& group : eager.groups(piece)) {
+      const Forward f = eager.forward(group);
+      eager.put(group, f);
+      if (eager.has_backward()) eager.put(group, eager.backward(group, f));
+    }
   }
   return eager.finish(eager.has_backward());
 }
@@ -217,29 +219,35 @@ PreparedPath prepare(const Case& c, bool softmax_in_fp32) {
 
   struct State {
     EagerCase eager;
+    std::vector<Group> groups;
     std::vector<Forward> forwards;
     std::vector<Backward> backwards;
   };
   const auto state =
-      std::make_shared<State>(State{EagerCase(TorchCase(c, at::kCUDA), softmax_in_fp32), {}, {}});
+      std::make_shared<State>(State{EagerCase(TorchCase(c, at::kCUDA), softmax_in_fp32), {}, {}, {}});
+  for (const Piece& piece : state->eager.pieces()) {
+    for (Group& group : state->eager.groups(piece)) state->groups.push_back(std::move(group));
+  }
   PreparedPath prepared;
   prepared.forward = [state] {
     const at::NoGradGuard no_grad;
     state->forwards.clear();
-    for (std::size_t i = 0; i < state->eager.size(); ++i) state->forwards.push_back(state->eager.forward(i));
+    for (const Group& group : state->groups) state->forwards.push_back(state->eager.forward(group));
   };
   if (state->eager.has_backward()) {
     prepared.backward = [state] {
       const at::NoGradGuard no_grad;
       state->backwards.clear();
-      for (std::size_t i = 0; i < state->eager.size(); ++i)
-        state->backwards.push_back(state->eager.backward(i, state->forwards.at(i)));
+      for (std::size_t i = 0; i < state->groups.size(); ++i)
+        state->backwards.push_back(state->eager.backward(state->groups[i], state->forwards.at(i)));
     };
   }
   prepared.outputs = [state] {
     const at::NoGradGuard no_grad;
-    for (std::size_t i = 0; i < state->forwards.size(); ++i) state->eager.put(i, state->forwards[i]);
-    for (std::size_t i = 0; i < state->backwards.size(); ++i) state->eager.put(i, state->backwards[i]);
+    for (std::size_t i = 0; i < state->forwards.size(); ++i)
+      state->eager.put(state->groups[i], state->forwards[i]);
+    for (std::size_t i = 0; i < state->backwards.size(); ++i)
+      state->eager.put(state->groups[i], state->backwards[i]);
     return state->eager.finish(!state->backwards.empty());
   };
   return prepared;

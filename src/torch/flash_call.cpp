@@ -22,13 +22,16 @@ std::int64_t largest_step(const std::vector<std::int64_t>& offsets) {
 }  // namespace
 
 FlashCall::FlashCall(const TorchCase& t, const Piece& piece)
-    : piece_(piece), scale_(t.s.scale), causal_(t.s.causal), q_(rows(t.q)), k_(keys(t.k)), v_(keys(t.v)) {
+    : t_(t),
+      piece_(piece),
+      scale_(t.s.scale),
+      causal_(t.s.causal),
+      q_(rows(t.q)),
+      k_(keys(t.k)),
+      v_(keys(t.v)) {
   if (t.dout.defined()) dout_ = rows(t.dout);
   if (!q_.is_cuda()) {
     causal_ = t.plain_causal(piece);
-    if (causal_) return;
-    const at::Tensor mask = t.mask(piece, at::kFloat, -kInfinity);
-    if (mask.defined()) mask_ = mask;
     return;
   }
   empty_ = t.empty_rows();
@@ -44,9 +47,16 @@ FlashCall::FlashCall(const TorchCase& t, const Piece& piece)
   most_keys_ = largest_step(t.s.cu_k());
 }
 
+// Made anew each time: a case of many documents would keep many of them.
+std::optional<at::Tensor> FlashCall::mask() const {
+  if (causal_) return std::nullopt;
+  const at::Tensor mask = t_.mask(piece_, at::kFloat, -kInfinity);
+  return mask.defined() ? std::optional(mask) : std::nullopt;
+}
+
 FlashCall::Forward FlashCall::forward() const {
   if (q_.is_cuda()) return forward_on_cuda();
-  auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q_, k_, v_, 0.0, causal_, mask_, scale_);
+  auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q_, k_, v_, 0.0, causal_, mask(), scale_);
   return {out, lse.contiguous(), {}, {}};
 }
 
@@ -56,7 +66,7 @@ FlashCall::Backward FlashCall::backward(const at::Tensor& dout, const at::Tensor
   // The op reads the LSE as its own forward lays it out: [b, rows, hq] transposed.
   const at::Tensor lse_as_made = lse.transpose(1, 2).contiguous().transpose(1, 2);
   auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      dout, q_, k_, v_, out, lse_as_made, 0.0, causal_, mask_, scale_);
+      dout, q_, k_, v_, out, lse_as_made, 0.0, causal_, mask(), scale_);
   return {dq, dk, dv};
 }
 

@@ -42,13 +42,14 @@ class FlashCall {
   at::Tensor to_op(const at::Tensor& tensor) const;
   at::Tensor from_op(const at::Tensor& tensor) const;
 
+  std::optional<at::Tensor> mask() const;  // on the CPU: what the op's own causal mask does not say
+
+  TorchCase t_;
   Piece piece_;
   double scale_;
   bool causal_;
   at::Tensor q_, k_, v_, dout_;
   at::Tensor empty_;
-
-  std::optional<at::Tensor> mask_;  // on the CPU: what the op's own causal mask does not say
 
   at::Tensor cu_q_, cu_k_;  // on the GPU: where documents begin, int32; undefined without documents
   std::int64_t most_rows_ = 0, most_keys_ = 0;  // of a document
