@@ -3,6 +3,7 @@
 // laid out to be timed.
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -30,15 +31,15 @@ PathResult compared(const Case& c, const std::string& path) {
   return compare_case(c, default_gate(), options).paths.at(0);
 }
 
-// Every tensor of a path on the GPU, by its verdict.
-void expect_verdicts(const std::string& line, const std::string& path, const std::string& wrong = "") {
-  const Case c = generated(line);
-  const PathResult result = compared(c, path);
+// Every tensor of a path on the GPU passes but for those that are named.
+void expect_verdicts(const std::string& line, const std::string& path,
+                     const std::map<std::string, Verdict>& but_for = {}) {
+  const PathResult result = compared(generated(line), path);
   EXPECT_TRUE(result.backend.starts_with("cuda ")) << result.backend << " " << line;
   ASSERT_FALSE(result.verdicts.empty());
   for (const VerdictRow& row : result.verdicts) {
-    const bool passes = (" " + wrong + " ").find(" " + row.tensor + " ") == std::string::npos;
-    EXPECT_EQ(text(row.verdict), text(passes ? Verdict::kPassed : Verdict::kFailed))
+    const auto named = but_for.find(row.tensor);
+    EXPECT_EQ(text(row.verdict), text(named == but_for.end() ? Verdict::kPassed : named->second))
         << path << " " << row.tensor << " " << row.metric << " " << row.value << ", limit " << row.limit
         << " at " << place_of(row) << " " << row.reason << ": " << line;
   }
@@ -97,24 +98,30 @@ INSTANTIATE_TEST_SUITE_P(
                     "b1 hq4 hkv2 d64 bf16 causal docs=130,0,60,70 docs_k=130,40,60,90 seed=12",
                     "b1 hq4 hkv4 d128 fp16 full docs=100,0,70 docs_k=120,30,64 seed=13"));
 
-// Where rows see no key: before the first one, and in documents without any. A sink of -inf leaves nothing there.
+// Where rows see no key: before the first one, and in documents without any.
 TEST_F(TorchOnGpu, FlashKnowsRowsWithoutKeys) {
-  for (const char* line : {"b2 hq4 hkv4 sq260 sk90 d64 bf16 causal seed=1",
-                           "b1 hq4 hkv4 sq260 sk90 d64 bf16 causal w20 sink=-inf seed=2",
-                           "b1 hq4 hkv4 d64 bf16 causal docs=130,50,80 docs_k=130,0,20 seed=3",
-                           "b1 hq4 hkv4 d64 bf16 full docs=1,1,0,1 docs_k=3,0,2,1 seed=4",
-                           "b1 hq2 hkv1 d64 bf16 full docs=1,0,1 docs_k=3,2,1 seed=5"}) {
+  for (const std::string line :
+       {"b2 hq4 hkv4 sq260 sk90 d64 bf16 causal seed=1", "b1 hq4 hkv2 sq260 sk90 d64 bf16 causal w20 seed=2",
+        "b1 hq4 hkv4 d64 bf16 causal docs=130,50,80 docs_k=130,0,20 seed=3",
+        "b1 hq4 hkv4 d64 bf16 full docs=1,1,0,1 docs_k=3,0,2,1 seed=4",
+        "b1 hq2 hkv1 d64 bf16 full docs=1,0,1 docs_k=3,2,1 seed=5"}) {
     expect_verdicts(line, "flash_attention_2_sink");
-    expect_verdicts(
-        std::string(line).find("sink=") == std::string::npos ? std::string(line) + " sink=none" : line,
-        "flash_attention_2");
+    expect_verdicts(line + " sink=none", "flash_attention_2");
   }
+  // No row sees a key. Sinks of -inf leave such rows nothing at all, and their own gradient is 0.
+  const std::map<std::string, Verdict> all_zero = {
+      {"out", Verdict::kMistrusted}, {"dq", Verdict::kMistrusted},     {"dk", Verdict::kMistrusted},
+      {"dv", Verdict::kMistrusted},  {"dsinks", Verdict::kMistrusted},
+  };
+  expect_verdicts("b1 hq2 hkv2 d64 bf16 full docs=5,0 docs_k=0,4 seed=6", "flash_attention_2_sink", all_zero);
+  expect_verdicts("b1 hq4 hkv4 sq260 sk90 d64 bf16 causal w20 sink=-inf seed=7", "flash_attention_2_sink",
+                  {{"dsinks", Verdict::kMistrusted}});
 }
 
 TEST_F(TorchOnGpu, FlashRescaledDropsTheGradientOfTheLse) {
-  expect_verdicts("b1 hq4 hkv4 sq256 sk256 d64 bf16 causal seed=1", "flash_attention_2_rescaled", "dq dk");
-  expect_verdicts("b1 hq4 hkv4 sq256 sk100 d64 bf16 causal dlse seed=2", "flash_attention_2_rescaled",
-                  "dq dk");
+  const std::map<std::string, Verdict> wrong = {{"dq", Verdict::kFailed}, {"dk", Verdict::kFailed}};
+  expect_verdicts("b1 hq4 hkv4 sq256 sk256 d64 bf16 causal seed=1", "flash_attention_2_rescaled", wrong);
+  expect_verdicts("b1 hq4 hkv4 sq256 sk100 d64 bf16 causal dlse seed=2", "flash_attention_2_rescaled", wrong);
 }
 
 TEST_F(TorchOnGpu, EagerIsWhatItIsOnTheCpu) {
