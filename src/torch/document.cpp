@@ -12,6 +12,7 @@
 #include "src/core/error.hpp"
 #include "src/torch/cuda.hpp"
 #include "src/torch/module.hpp"
+#include "src/torch/truth_cuda.hpp"
 
 namespace sinkscope::torch_paths {
 namespace {
@@ -205,6 +206,10 @@ extern "C" __attribute__((visibility("default"))) void sinkscope_fill_torch_modu
   module->version = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR) + "." +
                     std::to_string(TORCH_VERSION_PATCH);
   module->seconds_of_float64_eager = seconds_of_float64_eager;
+  module->cpu_truth = cpu_truth;
   module->cuda_unavailable = cuda_unavailable();
-  if (module->cuda_unavailable.empty()) module->cuda_gemm = cuda_gemm;
+  if (!module->cuda_unavailable.empty()) return;
+  module->cuda_truth = cuda_truth;
+  module->cuda_peak_bytes = cuda_peak_bytes;
+  module->cuda_gemm = cuda_gemm;
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -38,9 +39,13 @@ struct TorchModule {
   // `bench reference`; null when unavailable.
   double (*seconds_of_float64_eager)(const Case& c, int threads) = nullptr;
 
+  // The truth of a case by double-precision products on the CPU: what `cuda_truth` computes, without a GPU.
+  Truth (*cpu_truth)(const Case& c) = nullptr;
+
   std::string cuda_unavailable;  // why libtorch has no GPU here, or empty; the fields below need one
   // The truth of a case by double-precision products on the GPU.
   Truth (*cuda_truth)(const Case& c) = nullptr;
+  std::int64_t (*cuda_peak_bytes)() = nullptr;  // the most that libtorch has reserved on the GPU so far
   // Enqueues one bf16 product of n x n matrices, 2 n^3 operations, for the machine's own matrix rate.
   std::function<void()> (*cuda_gemm)(int n) = nullptr;
 };
