@@ -31,6 +31,11 @@ nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& pr
 // Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.
 nlohmann::json bench_reference_memory(const BenchOptions& options);
 
+// The truth on the GPU, once: S 131072, 64 query and 8 key/value heads, d 64, causal, forward and backward. seconds
+// (with the way to the device and back), device_peak_gib (all that libtorch reserved), and how far the last rows of
+// two key/value heads are from the Eigen truth. Throws EnvironmentError without a GPU.
+nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress& progress = {});
+
 // The machine and the libraries, as a record has them.
 nlohmann::json machine_json(int threads);
 

@@ -18,9 +18,11 @@ namespace {
 constexpr std::string_view kBaseline = "eager";
 
 // `judge_it`: the path is judged only because --judge says so.
-std::string repro_line(const std::string& problem_line, const std::string& path, bool judge_it) {
-  return fmt::format("sinkscope compare '{}' --paths '{}'{}", problem_line, path,
-                     judge_it ? fmt::format(" --judge '{}'", path) : "");
+std::string repro_line(const CaseResult& result, const std::string& path, bool judge_it) {
+  const bool usual_truth = result.truth == name_of(TruthKind::kEigen);
+  return fmt::format("sinkscope compare '{}' --paths '{}'{}{}", result.problem_line, path,
+                     judge_it ? fmt::format(" --judge '{}'", path) : "",
+                     usual_truth ? "" : fmt::format(" --truth {}", result.truth));
 }
 
 // One row that stands for a whole path.
@@ -147,7 +149,7 @@ void complete_rows(CaseResult& result, PathResult& path, const Gate& gate) {
     row.problem = result.name;
     row.path = path.path;
     row.judged = path.judged;
-    row.repro = repro_line(result.problem_line, path.path, path.judged && is_judged_by_request(gate));
+    row.repro = repro_line(result, path.path, path.judged && is_judged_by_request(gate));
   }
 }
 
@@ -178,13 +180,14 @@ CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& o
   result.shape = c.problem.shape;
   result.seed = c.problem.seed;
   result.metadata = c.metadata;
+  result.truth = name_of(options.truth);
   const auto report = [&](std::string_view stage, double share) {
     if (progress) progress(c.name, stage, share);
   };
 
   std::string unfit = fmt::format("{}", fmt::join(unfit_inputs(c), "; "));
   report("truth", 0);
-  const Truth truth = compute_truth(c, options.threads);
+  const Truth truth = truth_of(c, options.truth, options.threads);
   result.facts = head_facts(c, truth);
   if (unfit.empty() && !truth_is_usable(truth))
     unfit = "the truth is not finite: the inputs overflow even in double";

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "src/compare/truth_kind.hpp"
 #include "src/gate/gate.hpp"
 #include "src/inputs/path.hpp"
 #include "src/record/record.hpp"
@@ -17,6 +18,7 @@ struct CompareOptions {
   std::vector<std::string> paths;  // empty: every computed path and every recorded one
   int repeat = 2;                  // runs of each computed path, compared bit by bit
   int threads = 0;
+  TruthKind truth = TruthKind::kEigen;
   bool keep_outputs = false;  // for --save-tensors
 };
 
@@ -24,7 +26,7 @@ struct CompareOptions {
 using Progress = std::function<void(std::string_view name, std::string_view stage, double share)>;
 
 // Runs one case through the truth and every path that the options name. A path that breaks gives a verdict,
-// not an exception. Throws InputError for unknown names.
+// not an exception. Throws InputError for unknown names, EnvironmentError where the truth cannot be computed.
 CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& options,
                         const Progress& progress = {});
 

@@ -183,6 +183,7 @@ Record read_record(const std::string& path) {
       record.cases.push_back(read_problem(problems, name));
     record.verdicts = read_verdicts(file);
     for (CaseResult& result : record.cases) {
+      if (record.attributes.contains("truth")) result.truth = record.attributes["truth"];
       for (PathResult& path_result : result.paths) {
         for (const VerdictRow& row : record.verdicts) {
           if (row.problem == result.name && row.path == path_result.path) path_result.verdicts.push_back(row);

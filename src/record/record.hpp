@@ -16,7 +16,7 @@
 namespace sinkscope {
 
 inline constexpr int kRecordMajor = 1;
-inline constexpr int kRecordMinor = 0;
+inline constexpr int kRecordMinor = 1;
 
 // What a record keeps of a capture's own words.
 inline constexpr std::array kCaptureAttributes = {"source", "model", "layer"};
@@ -39,6 +39,7 @@ struct CaseResult {
   std::string inputs_sha256;
   AttentionShape shape;
   std::uint64_t seed = 0;
+  std::string truth = "eigen";  // what it was measured against; read back: the run's attribute
   std::map<std::string, std::string> metadata;  // a capture's own words; read back: kCaptureAttributes
   HeadFacts facts;
   std::vector<PathResult> paths;

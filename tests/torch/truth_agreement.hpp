@@ -35,6 +35,7 @@ inline const std::vector<std::string>& truth_lines() {
       "b1 hq8 hkv2 docs=100,0,37,375,1 d64 bf16 causal dlse seed=11",
       "b1 hq8 hkv2 docs=100,0,37,0,20 docs_k=60,30,37,0,90 d64 fp16 causal w20 dlse seed=12",
       "b1 hq4 hkv2 docs=50,70,0 docs_k=64,0,30 d64 bf16 full dlse seed=13",
+      "b1 hq16 hkv1 sq400 sk100 d64 fp16 causal dlse seed=33",
       "b1 hq4 hkv2 sq300 sk300 d64 bf16 causal sink=none seed=14",
       "b1 hq4 hkv2 sq300 sk300 d64 bf16 causal sink=-inf seed=15",
       "b1 hq4 hkv2 sq300 sk300 d64 bf16 causal dlse sink=inf seed=16",

@@ -19,9 +19,9 @@ void add_bench_command(CLI::App& app, Context& context) {
   CLI::App* command =
       app.add_subcommand("bench", "Measure speed: the truth, its memory, or the kernel's CPU backend");
   auto arguments = std::make_shared<Arguments>();
-  command->add_option("WHAT", arguments->what, "reference, memory or kernel")
+  command->add_option("WHAT", arguments->what, "reference, memory, truth or kernel")
       ->required()
-      ->check(CLI::IsMember({"reference", "memory", "kernel"}));
+      ->check(CLI::IsMember({"reference", "memory", "truth", "kernel"}));
   command->add_option("--json", arguments->json, "Write the figures here too");
   command->add_option("--rounds", arguments->options.rounds, "Timed rounds")
       ->capture_default_str()
@@ -40,6 +40,7 @@ void add_bench_command(CLI::App& app, Context& context) {
                   static_cast<double>(round) / (arguments->options.rounds + 1));
     };
     nlohmann::json figures = arguments->what == "kernel"   ? bench_kernel(arguments->options, progress)
+                             : arguments->what == "truth"  ? bench_truth_cuda(arguments->options, progress)
                              : arguments->what == "memory" ? bench_reference_memory(arguments->options)
                                                            : bench_reference(arguments->options, progress);
     line.clear();

@@ -54,9 +54,15 @@ void run_compare(CompareArguments& arguments, Context& context) {
   if (!arguments.judged.empty()) judge_only(gate, arguments.judged);
   const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
   check_targets(arguments, problems);
-  RunInfo info = collect_run_info(context.command_line, arguments.options.threads);
+  arguments.options.truth = arguments.truth == "cuda" ? TruthKind::kCuda : TruthKind::kEigen;
+  require_available(arguments.options.truth);
+  const auto run_info = [&] {
+    RunInfo info = collect_run_info(context.command_line, arguments.options.threads);
+    info.emplace_back("truth", name_of(arguments.options.truth));
+    return info;
+  };
   std::optional<RecordWriter> record;
-  if (!arguments.output.empty()) record.emplace(arguments.output, info, gate, arguments.overwrite);
+  if (!arguments.output.empty()) record.emplace(arguments.output, run_info(), gate, arguments.overwrite);
 
   CompareOptions options = arguments.options;
   options.keep_outputs = arguments.save_tensors;
@@ -87,8 +93,8 @@ void run_compare(CompareArguments& arguments, Context& context) {
   }
 
   if (record) record->finish();
-  info = collect_run_info(context.command_line, options.threads);
-  if (!arguments.json.empty()) write_file(arguments.json, to_json(results, info, gate), arguments.overwrite);
+  if (!arguments.json.empty())
+    write_file(arguments.json, to_json(results, run_info(), gate), arguments.overwrite);
   if (!arguments.junit.empty()) write_file(arguments.junit, to_junit(results), arguments.overwrite);
   fmt::print("{}", render_summary(rows, style));
   if (record) fmt::print("record: {}\n", arguments.output);
@@ -118,8 +124,10 @@ void add_compare_command(CLI::App& app, Context& context) {
       ->allow_extra_args(false);
   command
       ->add_option("--truth", arguments->truth,
-                   "What is held to be true: eigen (double precision on the CPU)")
-      ->check(CLI::IsMember({"eigen"}));
+                   "What is held to be true: eigen, in double precision on the CPU, or cuda, the same on a "
+                   "GPU, for long contexts")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"eigen", "cuda"}));
   command->add_option("--gate", arguments->gate, "Gate file or the name of a shipped gate")
       ->capture_default_str();
   command

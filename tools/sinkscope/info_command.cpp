@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fmt/format.h"
 
+#include "src/compare/truth_kind.hpp"
 #include "src/paths/sink_kernel.hpp"
 #include "src/paths/table.hpp"
 #include "src/record/run_info.hpp"
@@ -16,6 +17,8 @@ void print_info() {
     if (name != "command_line" && name != "utc") fmt::print("{:<12} {}\n", name, value);
   }
   fmt::print("{:<12} {}\n", "kernel", sink_kernel_backends());
+  const std::string no_cuda_truth = unavailable(TruthKind::kCuda);
+  fmt::print("{:<12} eigen, cuda ({})\n", "truth", no_cuda_truth.empty() ? "available" : no_cuda_truth);
   fmt::print("\n{:<28} {:<28} {}\n", "path", "needs", "here");
   for (const Path& path : all_paths()) {
     const bool missing = path.name != "sink_kernel" && !torch.unavailable.empty();
