@@ -56,9 +56,7 @@ class LastRows {
   }
 
  private:
-  std::int64_t first_row(std::int64_t g) const {
-    return (kv_ * s_.group() + g + 1) * s_.sq - kCheckedRows;
-  }
+  std::int64_t first_row(std::int64_t g) const { return (kv_ * s_.group() + g + 1) * s_.sq - kCheckedRows; }
 
   static void append(const Tensor& from, std::int64_t first, std::int64_t count, std::vector<double>& to) {
     to.resize(to.size() + static_cast<std::size_t>(count));

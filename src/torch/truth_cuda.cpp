@@ -23,8 +23,8 @@
 namespace sinkscope::torch_paths {
 namespace {
 
-constexpr std::int64_t kRows = 2048;                  // of a strip, all heads of the group together
-constexpr std::int64_t kMostElements = 1LL << 28;     // of a strip: 2 GiB for each of its buffers
+constexpr std::int64_t kRows = 2048;               // of a strip, all heads of the group together
+constexpr std::int64_t kMostElements = 1LL << 28;  // of a strip: 2 GiB for each of its buffers
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // A view of a host tensor; undefined when it is not given.
@@ -37,8 +37,8 @@ at::Tensor view_of(const Tensor& tensor) {
 
 // A strip's results on their way to the host.
 struct Arriving {
-  at::Tensor wide, narrow;      // [4 or 2, heads, positions, d] and [6 or 4, heads, positions] on the host
-  std::int64_t row;             // of the first head in [b, hq, sq]
+  at::Tensor wide, narrow;  // [4 or 2, heads, positions, d] and [6 or 4, heads, positions] on the host
+  std::int64_t row;         // of the first head in [b, hq, sq]
   std::optional<c10::Event> done;
 };
 
@@ -118,8 +118,10 @@ class TruthComputation {
     for (reference::Tensors* tensors : {&truth_.value, &truth_.sigma}) {
       wanted.insert(wanted.begin(), {{&tensors->out, rows * d}, {&tensors->lse, rows}});
       if (!backward_) continue;
-      wanted.insert(wanted.begin(), {{&tensors->dq, rows * d}, {&tensors->dk, keys * d},
-                                     {&tensors->dv, keys * d}, {&tensors->delta, rows}});
+      wanted.insert(wanted.begin(), {{&tensors->dq, rows * d},
+                                     {&tensors->dk, keys * d},
+                                     {&tensors->dv, keys * d},
+                                     {&tensors->delta, rows}});
       tensors->dsinks.resize(static_cast<std::size_t>(s_.hq));
     }
     // Gigabytes of fresh pages take seconds: side by side.
@@ -145,7 +147,8 @@ class TruthComputation {
     if (!backward_) return;
     const auto [values, sigmas] = document.key_results();
     const std::int64_t to = ((batch * s_.hkv + kv) * s_.sk + first_key) * s_.d;
-    for (const auto& [tensors, source] : {std::pair{&truth_.value, &values}, std::pair{&truth_.sigma, &sigmas}}) {
+    for (const auto& [tensors, source] :
+         {std::pair{&truth_.value, &values}, std::pair{&truth_.sigma, &sigmas}}) {
       copy_out(source->narrow(1, 0, s_.d), tensors->dv, to);
       copy_out(source->narrow(1, s_.d, s_.d), tensors->dk, to);
     }
@@ -162,7 +165,8 @@ class TruthComputation {
                       std::int64_t count) const {
     const std::int64_t group = s_.group();
     const auto load = [&](const at::Tensor& x) {
-      const at::Tensor rows = x.select(0, batch).narrow(0, kv * group, group).narrow(1, first_row + row, count);
+      const at::Tensor rows =
+          x.select(0, batch).narrow(0, kv * group, group).narrow(1, first_row + row, count);
       return rows.to(device_).to(at::kDouble).reshape({group * count, -1});
     };
     TruthRows strip{row, count, group, load(q_), {}, {}, {}};
@@ -185,7 +189,8 @@ class TruthComputation {
     }
     const auto to_host = [&](const std::vector<at::Tensor>& tensors) {
       const at::Tensor all = at::stack(tensors).view({-1, strip.heads, strip.positions, tensors[0].size(1)});
-      const at::Tensor host = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(device_.is_cuda()));
+      const at::Tensor host =
+          at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(device_.is_cuda()));
       return host.copy_(all, true);
     };
     Arriving next{to_host(wide), to_host(narrow), row, std::nullopt};
@@ -203,7 +208,7 @@ class TruthComputation {
     if (arrived.done) arrived.done->synchronize();
     reference::Tensors &value = truth_.value, &sigma = truth_.sigma;
     const std::array wide = {&value.out, &sigma.out, &value.dq, &sigma.dq};
-    const std::array narrow = {&value.lse,    &sigma.lse,   &truth_.p_sink,
+    const std::array narrow = {&value.lse,      &sigma.lse,   &truth_.p_sink,
                                &truth_.entropy, &value.delta, &sigma.delta};
     scatter(arrived.wide, wide, arrived.row);
     scatter(arrived.narrow, narrow, arrived.row);
@@ -232,8 +237,8 @@ class TruthComputation {
   const AttentionShape& s_;
   at::Device device_;
   std::vector<std::int64_t> cu_q_, cu_k_;  // [documents + 1] first rows and keys
-  at::Tensor q_, k_, v_, dout_, dlse_;  // on the host, as the case has them
-  at::Tensor sinks_;                    // [hq] fp64 on the device; -inf where there are none
+  at::Tensor q_, k_, v_, dout_, dlse_;     // on the host, as the case has them
+  at::Tensor sinks_;                       // [hq] fp64 on the device; -inf where there are none
   bool backward_;
   TruthSettings settings_;
   StripBuffers buffers_;

@@ -120,8 +120,8 @@ class Strip {
     const at::Tensor row = at::arange(rows_.first, last + 1, options);
     const std::int64_t offset = doc_.keys - doc_.rows + 1;
     end_ = settings_.causal ? (row + offset).clamp(0, doc_.keys) : at::full_like(row, doc_.keys);
-    first_ = settings_.window > 0 ? (row + (offset - settings_.window)).clamp(0, doc_.keys)
-                                  : at::zeros_like(row);
+    first_ =
+        settings_.window > 0 ? (row + (offset - settings_.window)).clamp(0, doc_.keys) : at::zeros_like(row);
     if (n_ == 0) return;
     const std::int64_t left = doc_.first_key(last) - key_;
     const std::int64_t right = doc_.end_key(rows_.first) - key_;
@@ -185,8 +185,8 @@ class Strip {
         (sinks - lse).exp_().masked_fill_(sinks.eq(lse), 1).masked_fill_(sinks.eq(-kInfinity), 0);
     finite_ = lse.isfinite().to(at::kDouble);
     const at::Tensor count = for_heads((end_ - first_).clamp_min(0).unsqueeze(1)).to(at::kDouble);
-    const at::Tensor sigma2_lse = (lse.square() + 1 + count / 16 + factor2_ * p2_tau2_)
-                                      .masked_fill_(finite_.eq(0), 0);
+    const at::Tensor sigma2_lse =
+        (lse.square() + 1 + count / 16 + factor2_ * p2_tau2_).masked_fill_(finite_.eq(0), 0);
     row_rounding_ = sigma2_lse * settings_.rho2;
     row_terms_ = row_rounding_ + 1;
 
@@ -196,7 +196,8 @@ class Strip {
     result_.entropy = entropy(lse, p_sink);
     result_.out = p_vk_.narrow(1, 0, d_) * factor_;
 
-    seen_squares_ = for_heads(doc_.squares_to.index_select(0, end_) - doc_.squares_to.index_select(0, first_));
+    seen_squares_ =
+        for_heads(doc_.squares_to.index_select(0, end_) - doc_.squares_to.index_select(0, first_));
     seen_squares_.mul_(finite_);
     at::Tensor sigma2 = seen_squares_.narrow(1, 0, d_) * settings_.eta2 + settings_.eta2;
     sigma2.addcmul_(row_terms_, result_.out.square());
@@ -328,16 +329,16 @@ class Strip {
   bool with_tau_ = false, with_underflow_ = false;
   at::Tensor end_, first_;  // [positions] the keys that a row sees
   std::vector<Hidden> hidden_;
-  at::Tensor vk_, vk2_;                        // [n, 2 d]
-  at::Tensor scaled_q_, scaled_q2_;            // [m, d]
-  at::Tensor high_, total_, factor_, factor2_; // [m, 1] P = factor P~
+  at::Tensor vk_, vk2_;                           // [n, 2 d]
+  at::Tensor scaled_q_, scaled_q2_;               // [m, d]
+  at::Tensor high_, total_, factor_, factor2_;    // [m, 1] P = factor P~
   at::Tensor finite_, row_rounding_, row_terms_;  // [m, 1] is the LSE finite; Eq. 18's c; 1 + c
-  at::Tensor p_vk_;                            // [m, 2 d] sums of P~ v and P~ k
-  at::Tensor p2_v2_, p2_tau2_;                 // [m, d] and [m, 1], over the square of the row's factor
-  at::Tensor seen_squares_;                    // [m, 2 d] sums of v^2 and k^2 that a row sees
-  at::Tensor shift_, sigma2_delta_;            // [m, 1] dLSE - Delta; Eq. 15
-  at::Tensor dp2_, p2_dp2_, flushed2_;         // [m, 1] sums of dP^2, of (P~ dP)^2; Eq. 16's (2^-126/u)^2 max
-  at::Tensor ds2_k2_;                          // [m, d]
+  at::Tensor p_vk_;                               // [m, 2 d] sums of P~ v and P~ k
+  at::Tensor p2_v2_, p2_tau2_;                    // [m, d] and [m, 1], over the square of the row's factor
+  at::Tensor seen_squares_;                       // [m, 2 d] sums of v^2 and k^2 that a row sees
+  at::Tensor shift_, sigma2_delta_;               // [m, 1] dLSE - Delta; Eq. 15
+  at::Tensor dp2_, p2_dp2_, flushed2_;  // [m, 1] sums of dP^2, of (P~ dP)^2; Eq. 16's (2^-126/u)^2 max
+  at::Tensor ds2_k2_;                   // [m, d]
   StripResult result_;
 };
 
@@ -374,8 +375,8 @@ std::pair<at::Tensor, at::Tensor> TruthDocument::key_results() const {
   // The rows that see a key, and so bring it e^2: from its own row on, for as long as the window is.
   const at::Tensor key = at::arange(keys, vk.options().dtype(at::kLong));
   const at::Tensor from = settings.causal ? (key + (rows - keys)).clamp(0, rows) : at::zeros_like(key);
-  const at::Tensor to = settings.window > 0 ? (key + (rows - keys + settings.window)).clamp(0, rows)
-                                            : at::full_like(key, rows);
+  const at::Tensor to =
+      settings.window > 0 ? (key + (rows - keys + settings.window)).clamp(0, rows) : at::full_like(key, rows);
   at::Tensor squares = at::zeros({rows + 1, 2 * d}, vk.options());
   if (rows > 0) squares.narrow(0, 1, rows).copy_(row_squares.cumsum(0));
   const at::Tensor seen = squares.index_select(0, to) - squares.index_select(0, from);

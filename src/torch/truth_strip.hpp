@@ -57,10 +57,10 @@ struct TruthRows {
 };
 
 struct StripResult {
-  at::Tensor out, sigma_out, dq, sigma_dq;      // [m, d]
-  at::Tensor lse, sigma_lse, p_sink, entropy;   // [m, 1]
-  at::Tensor delta, sigma_delta;                // [m, 1]
-  at::Tensor dsinks, sigma2_dsinks;             // [heads], of these rows alone, without the last terms of Eq. 20
+  at::Tensor out, sigma_out, dq, sigma_dq;     // [m, d]
+  at::Tensor lse, sigma_lse, p_sink, entropy;  // [m, 1]
+  at::Tensor delta, sigma_delta;               // [m, 1]
+  at::Tensor dsinks, sigma2_dsinks;  // [heads], of these rows alone, without the last terms of Eq. 20
 };
 
 // Memory for a strip's tensors of rows by keys, used again by every strip.

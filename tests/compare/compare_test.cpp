@@ -202,5 +202,20 @@ TEST(Rejudge, FollowsTheNewGate) {
   EXPECT_EQ(row_of(result.paths[0], "dq").verdict, Verdict::kFailed);
 }
 
+TEST(Compare, ReproducesWithTheTruthThatItUsed) {
+  CaseResult result = compared(test_case(), {fake_path([](const Case&, Outputs&) {})});
+  EXPECT_EQ(result.truth, "eigen");
+  result.truth = "cuda";
+  rejudge(result, read_gate("reports/gates/default.toml"));
+  EXPECT_TRUE(row_of(result.paths[0], "dq").repro.ends_with("--paths 'mine' --truth cuda"));
+}
+
+TEST(Compare, RefusesATruthThatIsNotHere) {
+  if (unavailable(TruthKind::kCuda).empty()) GTEST_SKIP() << "there is a GPU";
+  CompareOptions options;
+  options.truth = TruthKind::kCuda;
+  EXPECT_THROW(compared(test_case(), {}, options), EnvironmentError);
+}
+
 }  // namespace
 }  // namespace sinkscope

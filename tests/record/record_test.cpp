@@ -63,7 +63,9 @@ void expect_same(const VerdictRow& a, const VerdictRow& b) {
 TEST_F(Records, EverythingComesBack) {
   CaseResult written = result_of(gate_, kLine);
   written.metadata = {{"layer", "3"}, {"source", "a model"}, {"window", "30"}};
-  RecordWriter writer(path("a.h5"), info(), gate_, false);
+  RunInfo run = info();
+  run.emplace_back("truth", "cuda");
+  RecordWriter writer(path("a.h5"), run, gate_, false);
   writer.add(written);
   EXPECT_FALSE(fs::exists(path("a.h5")));
   writer.finish();
@@ -77,6 +79,7 @@ TEST_F(Records, EverythingComesBack) {
   const CaseResult& read = record.cases[0];
   EXPECT_EQ(read.name, "p0001");
   EXPECT_EQ(read.problem_line, written.problem_line);
+  EXPECT_EQ(read.truth, "cuda");
   EXPECT_EQ(read.inputs_sha256, written.inputs_sha256);
   EXPECT_EQ(read.seed, 9U);
   EXPECT_EQ(read.metadata, (std::map<std::string, std::string>{{"layer", "3"}, {"source", "a model"}}));

@@ -246,10 +246,19 @@ TEST_F(Command, PrintsItsManPageAndCompletions) {
   EXPECT_EQ(sinkscope("--version").out.substr(0, 10), "sinkscope ");
 }
 
+// Where there is a GPU the truth on it is tests/torch/truth_cuda_test's.
+TEST_F(Command, ATruthThatIsNotHereIsRefusedBeforeTheWork) {
+  if (sinkscope("info").out.find("eigen, cuda (available)") != std::string::npos)
+    GTEST_SKIP() << "there is a GPU";
+  expect_refused(std::string("compare --truth cuda ") + kSmall + " -o " + path("a.h5"), 3,
+                 "--truth cuda needs a GPU");
+  EXPECT_FALSE(std::filesystem::exists(path("a.h5")));
+}
+
 TEST_F(Command, InfoNamesEveryPath) {
   const Ran ran = sinkscope("info");
   EXPECT_EQ(ran.code, 0);
-  for (const char* part : {"sink_kernel", "flash_attention_2", "eager_fp32", "hdf5", "cpu", "torch"})
+  for (const char* part : {"sink_kernel", "flash_attention_2", "eager_fp32", "hdf5", "cpu", "torch", "truth"})
     EXPECT_NE(ran.out.find(part), std::string::npos) << part;
 }
 

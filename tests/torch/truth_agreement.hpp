@@ -60,10 +60,10 @@ inline const std::vector<std::string>& truth_lines() {
 }
 
 struct Disagreement {
-  double values = 0;          // largest relative L2 of a head, over out, LSE, Delta, dq, dk, dv, dsinks, p, entropy
-  std::string farthest;       // "dq of head 3"
-  double sigma = 0;           // largest relative L2 of a head's sigma
-  double sigma_element = 0;   // largest relative error of one sigma
+  double values = 0;  // largest relative L2 of a head, over out, LSE, Delta, dq, dk, dv, dsinks, p, entropy
+  std::string farthest;      // "dq of head 3"
+  double sigma = 0;          // largest relative L2 of a head's sigma
+  double sigma_element = 0;  // largest relative error of one sigma
   bool same_infinities = true;
 };
 
