@@ -14,6 +14,8 @@ constexpr double kLeastLogitRounding = 1e-4;
 // What underflows is left out where the smallest P^2 of a strip is at least 1e12 times larger.
 constexpr double kLeastUnderflow = 1e-12;
 constexpr double kRowShare = 0x1p-16;  // Eq. 16's
+// Logits up to this need no pivot: exp of them, and its square, are far from fp64's limits.
+constexpr double kMostPlainLogit = 100;
 // Keys per product where a sum runs over a whole strip: enough parts to keep every multiprocessor busy.
 constexpr std::int64_t kKeysPerProduct = 4096;
 
@@ -46,7 +48,7 @@ at::Tensor over_keys(const at::Tensor& strip, const at::Tensor& x) {
 // The buffers of a strip, by what is in them. The last three are made only where they are needed.
 enum Buffer : std::size_t {
   kLogits,  // S, then P~ S, then P~^2
-  kP,       // P~ = exp(S - the row's largest)
+  kP,       // P~ = exp(S - the row's pivot)
   kDp,      // dP, then P~ dP, then dS and dS^2 over the row's factor
   kTau2,    // Eq. 18's tau^2, then f
   kPsi2,    // Eq. 18's psi^2
@@ -100,11 +102,12 @@ class Strip {
   // [positions, x] repeated for every head.
   at::Tensor for_heads(const at::Tensor& x) const { return x.repeat({rows_.heads, 1}); }
 
-  // Which terms of a sigma are too small to count here, by bounds on the logits and on the smallest P. NaN
-  // leaves out none.
+  // Which steps can be left out here, and which terms of a sigma are too small to count, by bounds on the logits
+  // and on the smallest P. NaN leaves out none.
   void choose_terms() {
     const at::Tensor bounds = at::stack({scaled_q2_.sum(1).max(), rows_.sinks.max()}).cpu();
     const double logit = std::sqrt(bounds[0].item<double>()) * doc_.longest_key;
+    with_pivot_ = !(logit <= kMostPlainLogit);
     const double most_tau2 = logit * logit * (1 + truncation2_ + sixteenth_of_d());
     with_tau_ = settings_.fp32 || !(settings_.rho2 * most_tau2 <= kLeastLogitRounding);
     const double least_log_p =
@@ -145,10 +148,15 @@ class Strip {
     at::Tensor s = buffer(kLogits), p = buffer(kP);
     at::mm_out(s, scaled_q_, k().t());
     hide(s, -kInfinity);
-    high_ = s.amax(1, true);
-    high_.masked_fill_(high_.eq(-kInfinity), 0);
-    at::sub_out(p, s, high_);
-    p.exp_();
+    if (with_pivot_) {
+      pivot_ = s.amax(1, true);
+      pivot_.masked_fill_(pivot_.eq(-kInfinity), 0);
+      at::sub_out(p, s, pivot_);
+      p.exp_();
+    } else {
+      pivot_ = at::zeros_like(rows_.sinks);
+      at::exp_out(p, s);
+    }
     hide(s, 0);
     total_ = row_sum(p);
     p_vk_ = over_keys(p, vk_);
@@ -172,14 +180,14 @@ class Strip {
   void forward_rows() {
     const at::Tensor& sinks = rows_.sinks;
     if (n_ == 0) {
-      high_ = at::zeros_like(sinks);
+      pivot_ = at::zeros_like(sinks);
       total_ = at::zeros_like(sinks);
       p2_tau2_ = at::zeros_like(sinks);
       p_vk_ = at::zeros({m_, 2 * d_}, sinks.options());
       p2_v2_ = at::zeros({m_, d_}, sinks.options());
     }
-    const at::Tensor lse = at::logaddexp(high_ + total_.log(), sinks);
-    factor_ = (high_ - lse).exp_().masked_fill_(total_.eq(0), 0);
+    const at::Tensor lse = at::logaddexp(pivot_ + total_.log(), sinks);
+    factor_ = (pivot_ - lse).exp_().masked_fill_(total_.eq(0), 0);
     factor2_ = factor_.square();
     const at::Tensor p_sink =
         (sinks - lse).exp_().masked_fill_(sinks.eq(lse), 1).masked_fill_(sinks.eq(-kInfinity), 0);
@@ -326,12 +334,12 @@ class Strip {
   StripBuffers& buffers_;
   std::int64_t m_, n_ = 0, key_ = 0, d_;  // the strip is [m, n] from key `key_` on
   double truncation2_ = 0;                // Eq. 18's (D/32)^2
-  bool with_tau_ = false, with_underflow_ = false;
+  bool with_pivot_ = true, with_tau_ = true, with_underflow_ = true;
   at::Tensor end_, first_;  // [positions] the keys that a row sees
   std::vector<Hidden> hidden_;
   at::Tensor vk_, vk2_;                           // [n, 2 d]
   at::Tensor scaled_q_, scaled_q2_;               // [m, d]
-  at::Tensor high_, total_, factor_, factor2_;    // [m, 1] P = factor P~
+  at::Tensor pivot_, total_, factor_, factor2_;   // [m, 1] P = factor P~
   at::Tensor finite_, row_rounding_, row_terms_;  // [m, 1] is the LSE finite; Eq. 18's c; 1 + c
   at::Tensor p_vk_;                               // [m, 2 d] sums of P~ v and P~ k
   at::Tensor p2_v2_, p2_tau2_;                    // [m, d] and [m, 1], over the square of the row's factor
