@@ -23,8 +23,10 @@
 namespace sinkscope::torch_paths {
 namespace {
 
-constexpr std::int64_t kRows = 2048;               // of a strip, all heads of the group together
-constexpr std::int64_t kMostElements = 1LL << 28;  // of a strip: 2 GiB for each of its buffers
+constexpr std::int64_t kRows = 2048;                // of a strip, all heads of the group together
+constexpr std::int64_t kLeastElements = 1LL << 22;  // of a windowed strip
+constexpr std::int64_t kMostElements = 1LL << 28;   // of a strip: 2 GiB for each of its buffers
+constexpr std::int64_t kMostKeptBytes = 1LL << 30;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // A view of a host tensor; undefined when it is not given.
@@ -95,7 +97,10 @@ class TruthComputation {
   // Rows of each head in a strip.
   std::int64_t positions(std::int64_t rows, std::int64_t keys) const {
     std::int64_t count = std::clamp<std::int64_t>(kRows / s_.group(), 1, std::max<std::int64_t>(1, rows));
-    while (count > 1 && count * s_.group() * most_keys(keys, count) > kMostElements) count /= 2;
+    const auto elements = [&] { return count * s_.group() * most_keys(keys, count); };
+    // A narrow window leaves little to do in a strip: taller ones cost fewer launches.
+    while (s_.window > 0 && count < rows && elements() < kLeastElements) count *= 2;
+    while (count > 1 && elements() > kMostElements) count /= 2;
     return count;
   }
 
@@ -247,6 +252,11 @@ class TruthComputation {
   Truth truth_;
 };
 
+c10::CachingAllocator::Stat reserved() {
+  constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(0).reserved_bytes[kAll];
+}
+
 Truth truth_on(const Case& c, at::Device device) {
   const at::NoGradGuard no_grad;
   return TruthComputation(c, device).run();
@@ -257,7 +267,10 @@ Truth truth_on(const Case& c, at::Device device) {
 Truth cuda_truth(const Case& c) {
   if (!cuda_unavailable().empty()) throw EnvironmentError("the truth on the GPU: " + cuda_unavailable());
   try {
-    return truth_on(c, at::Device(at::kCUDA, 0));
+    Truth truth = truth_on(c, at::Device(at::kCUDA, 0));
+    // Gigabytes that libtorch keeps are gigabytes that the paths do not get.
+    if (reserved().current > kMostKeptBytes) c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache();
+    return truth;
   } catch (const c10::OutOfMemoryError& error) {
     throw EnvironmentError(std::string("the truth on the GPU: ") + error.what_without_backtrace());
   }
@@ -269,8 +282,7 @@ Truth cpu_truth(const Case& c) {
 
 std::int64_t cuda_peak_bytes() {
   if (!cuda_unavailable().empty()) return 0;
-  const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(0);
-  return stats.reserved_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+  return reserved().peak;
 }
 
 }  // namespace sinkscope::torch_paths

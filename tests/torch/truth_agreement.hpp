@@ -30,6 +30,7 @@ inline const std::vector<std::string>& truth_lines() {
       "b1 hq8 hkv2 sq400 sk200 d64 bf16 causal dlse seed=6",
       "b1 hq8 hkv2 sq400 sk200 d64 bf16 causal dlse sink=none seed=7",
       "b1 hq16 hkv2 sq900 sk900 d64 bf16 causal w128 seed=8",
+      "b1 hq16 hkv2 sq5000 sk5100 d64 bf16 causal w100 dlse seed=34",
       "b2 hq16 hkv2 sq500 sk701 d32 fp16 causal w37 dlse seed=9",
       "b1 hq4 hkv2 sq300 sk200 d64 bf16 causal w1 seed=10",
       "b1 hq8 hkv2 docs=100,0,37,375,1 d64 bf16 causal dlse seed=11",
