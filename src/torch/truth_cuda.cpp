@@ -89,9 +89,8 @@ class TruthComputation {
 
   // Keys of a strip of that many positions in a document of that many keys, at most.
   std::int64_t most_keys(std::int64_t keys, std::int64_t positions) const {
-    constexpr std::int64_t kPadding = TruthDocument::kKeyPadding;
-    const std::int64_t all = (keys + kPadding - 1) / kPadding * kPadding;
-    return s_.window > 0 ? std::min(all, positions + s_.window + 2 * kPadding) : all;
+    const std::int64_t all = TruthDocument::padded(keys);
+    return s_.window > 0 ? std::min(all, positions + s_.window + 2 * TruthDocument::kKeyPadding) : all;
   }
 
   // Rows of each head in a strip.

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 namespace sinkscope::torch_paths {
 namespace {
@@ -18,10 +20,6 @@ constexpr double kRowShare = 0x1p-16;  // Eq. 16's
 constexpr double kMostPlainLogit = 100;
 // Keys per product where a sum runs over a whole strip: enough parts to keep every multiprocessor busy.
 constexpr std::int64_t kKeysPerProduct = 4096;
-
-std::int64_t round_up(std::int64_t x, std::int64_t to) {
-  return (x + to - 1) / to * to;
-}
 
 at::Tensor row_sum(const at::Tensor& x) {
   return x.sum(1, true);
@@ -67,7 +65,7 @@ class Strip {
     const std::int64_t last = rows.first + rows.positions - 1;
     key_ = doc_.first_key(rows.first) / TruthDocument::kKeyPadding * TruthDocument::kKeyPadding;
     const std::int64_t end = doc_.end_key(last);
-    n_ = end == 0 ? 0 : round_up(end, TruthDocument::kKeyPadding) - key_;
+    n_ = end == 0 ? 0 : TruthDocument::padded(end) - key_;
     find_hidden(last);
     vk_ = doc_.vk.narrow(0, key_, n_);
     vk2_ = doc_.vk2.narrow(0, key_, n_);
@@ -351,47 +349,6 @@ class Strip {
 };
 
 }  // namespace
-
-TruthDocument::TruthDocument(const TruthSettings& s, std::int64_t row_count, const at::Tensor& k,
-                             const at::Tensor& v, bool backward)
-    : settings(s), rows(row_count), keys(k.size(0)), d(k.size(1)) {
-  const auto options = k.options().dtype(at::kDouble);
-  vk = at::zeros({round_up(keys, kKeyPadding), 2 * d}, options);
-  vk.narrow(0, 0, keys).narrow(1, 0, d).copy_(v);
-  vk.narrow(0, 0, keys).narrow(1, d, d).copy_(k);
-  vk2 = vk.square();
-  squares_to = at::zeros({keys + 1, 2 * d}, options);
-  if (keys > 0) {
-    squares_to.narrow(0, 1, keys).copy_(vk2.narrow(0, 0, keys).cumsum(0));
-    longest_key = std::sqrt(vk2.narrow(1, d, d).sum(1).max().item<double>());
-  }
-  if (!backward) return;
-  dvk = at::zeros_like(vk);
-  sigma2_dvk = at::zeros_like(vk);
-  row_squares = at::zeros({rows, 2 * d}, options);
-}
-
-std::int64_t TruthDocument::first_key(std::int64_t row) const {
-  return settings.window > 0 ? std::clamp<std::int64_t>(row + keys - rows + 1 - settings.window, 0, keys) : 0;
-}
-
-std::int64_t TruthDocument::end_key(std::int64_t row) const {
-  return settings.causal ? std::clamp<std::int64_t>(row + keys - rows + 1, 0, keys) : keys;
-}
-
-std::pair<at::Tensor, at::Tensor> TruthDocument::key_results() const {
-  // The rows that see a key, and so bring it e^2: from its own row on, for as long as the window is.
-  const at::Tensor key = at::arange(keys, vk.options().dtype(at::kLong));
-  const at::Tensor from = settings.causal ? (key + (rows - keys)).clamp(0, rows) : at::zeros_like(key);
-  const at::Tensor to =
-      settings.window > 0 ? (key + (rows - keys + settings.window)).clamp(0, rows) : at::full_like(key, rows);
-  at::Tensor squares = at::zeros({rows + 1, 2 * d}, vk.options());
-  if (rows > 0) squares.narrow(0, 1, rows).copy_(row_squares.cumsum(0));
-  const at::Tensor seen = squares.index_select(0, to) - squares.index_select(0, from);
-  const at::Tensor values = dvk.narrow(0, 0, keys);
-  const at::Tensor sigma2 = sigma2_dvk.narrow(0, 0, keys) + seen + values.square();
-  return {values, (sigma2 + settings.eta2).sqrt_()};
-}
 
 at::Tensor StripBuffers::get(std::size_t which, std::int64_t rows, std::int64_t keys) {
   at::Tensor& buffer = buffers_.at(which);
