@@ -62,6 +62,7 @@ class TruthComputation {
     settings_.causal = s_.causal;
     settings_.window = s_.window;
     settings_.scale = static_cast<float>(s_.scale);  // as every path takes it
+    settings_.u = u;
     settings_.rho2 = std::pow(0x1p-24 / u, 2);
     settings_.eta2 = std::pow(underflow_unit(s_.dtype) / u, 2);
     settings_.flushed2 = std::pow(0x1p-126 / u, 2);

@@ -8,7 +8,7 @@
 namespace sinkscope::torch_paths {
 
 // The same quantities as reference::attention, by other code. The device holds one document's keys of one
-// key/value head and strips of rows by keys: 7 GiB at 131072 keys, 13 in fp32. The bits do not differ from run
+// key/value head and strips of rows by keys: 8 GiB at 131072 keys, in fp32 about 14. The bits do not differ from run
 // to run. Throws EnvironmentError without a GPU or when its memory does not suffice.
 Truth cuda_truth(const Case& c);
 

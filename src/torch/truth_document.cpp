@@ -17,7 +17,11 @@ TruthDocument::TruthDocument(const TruthSettings& s, std::int64_t row_count, con
   squares_to = at::zeros({keys + 1, 2 * d}, options);
   if (keys > 0) {
     squares_to.narrow(0, 1, keys).copy_(vk2.narrow(0, 0, keys).cumsum(0));
-    longest_key = std::sqrt(vk2.narrow(1, d, d).sum(1).max().item<double>());
+    const at::Tensor v2 = vk2.narrow(1, 0, d), k2 = vk2.narrow(1, d, d);
+    const at::Tensor most = at::stack({k2.sum(1).max(), v2.sum(1).max(), k2.max()}).sqrt().cpu();
+    longest_key = most[0].item<double>();
+    longest_value = most[1].item<double>();
+    largest_key = most[2].item<double>();
   }
   if (!backward) return;
   dvk = at::zeros_like(vk);

@@ -14,6 +14,7 @@ struct TruthSettings {
   bool causal = true;
   std::int64_t window = 0;  // 0: none
   double scale = 1;
+  double u = 1;         // the format's unit roundoff
   double rho2 = 0;      // (2^-24 / u)^2
   double eta2 = 0;      // (eta / u)^2
   double flushed2 = 0;  // (2^-126 / u)^2
@@ -41,11 +42,12 @@ struct TruthDocument {
 
   TruthSettings settings;
   std::int64_t rows, keys, d;
-  at::Tensor vk, vk2;      // [padded, 2 d] v beside k; their squares
-  at::Tensor squares_to;   // [keys + 1, 2 d] sums of the squares of the first 0 .. keys keys
-  double longest_key = 0;  // largest norm of a key
-  at::Tensor dvk;          // [padded, 2 d] dv beside dk
-  at::Tensor sigma2_dvk;   // [padded, 2 d] without the last terms of Eq. 16 and 17
+  at::Tensor vk, vk2;     // [padded, 2 d] v beside k; their squares
+  at::Tensor squares_to;  // [keys + 1, 2 d] sums of the squares of the first 0 .. keys keys
+  double longest_key = 0, longest_value = 0;  // largest norms
+  double largest_key = 0;                     // largest element of a key
+  at::Tensor dvk;                             // [padded, 2 d] dv beside dk
+  at::Tensor sigma2_dvk;                      // [padded, 2 d] without the last terms of Eq. 16 and 17
   at::Tensor row_squares;  // [rows, 2 d] what a row adds to each key that it sees, however small its P
 };
 

@@ -13,9 +13,11 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // rho^2 tau^2 below this leaves half of it, relatively, in a sigma; it is then left out of Eq. 18's f.
 constexpr double kLeastLogitRounding = 1e-4;
-// What underflows is left out where the smallest P^2 of a strip is at least 1e12 times larger.
+// e^2 beside P^2 in Eq. 15 is left out where the smallest P^2 of a strip is at least 1e12 times larger.
 constexpr double kLeastUnderflow = 1e-12;
-constexpr double kRowShare = 0x1p-16;  // Eq. 16's
+// Eq. 16's: a step of dQ in fixed point, and the keys whose sums leave a variance of one squared step.
+constexpr double kFixedPoint = 0x1p-30;
+constexpr double kKeysPerSquaredStep = 1536;
 // Logits up to this need no pivot: exp of them, and its square, are far from fp64's limits.
 constexpr double kMostPlainLogit = 100;
 // Keys per product where a sum runs over a whole strip: enough parts to keep every multiprocessor busy.
@@ -81,6 +83,7 @@ class Strip {
     if (rows_.dout.defined()) {
       result_.delta = row_sum(rows_.dout * result_.out);
       shift_ = rows_.dlse - result_.delta;
+      most_ds2_ = (row_sum(rows_.dout.square()).sqrt_() * doc_.longest_value + shift_.abs()).square_();
       if (n_ > 0) backward_sums();
       sigma_delta();
       if (n_ > 0) gradients();
@@ -110,8 +113,7 @@ class Strip {
     with_tau_ = settings_.fp32 || !(settings_.rho2 * most_tau2 <= kLeastLogitRounding);
     const double least_log_p =
         -2 * logit - std::log(static_cast<double>(n_ + 1)) - std::max(0.0, bounds[1].item<double>());
-    const double underflow2 = std::max(settings_.eta2, settings_.flushed2);
-    with_underflow_ = !(underflow2 * std::exp(-2 * least_log_p) <= kLeastUnderflow);
+    with_underflow_ = !(settings_.eta2 * std::exp(-2 * least_log_p) <= kLeastUnderflow);
   }
 
   // Which columns some rows see and others do not: the first and last of the strip, where the window and the
@@ -170,7 +172,8 @@ class Strip {
       at::mul_out(s, p, p);
       const at::Tensor p2_vk2 = over_keys(s, vk2_);
       p2_v2_ = p2_vk2.narrow(1, 0, d_);
-      p2_tau2_ += row_sum(scaled_q2_ * p2_vk2.narrow(1, d_, d_)) * sixteenth_of_d();
+      p2_k2_ = p2_vk2.narrow(1, d_, d_);
+      p2_tau2_ += row_sum(scaled_q2_ * p2_k2_) * sixteenth_of_d();
     }
   }
 
@@ -190,9 +193,9 @@ class Strip {
     const at::Tensor p_sink =
         (sinks - lse).exp_().masked_fill_(sinks.eq(lse), 1).masked_fill_(sinks.eq(-kInfinity), 0);
     finite_ = lse.isfinite().to(at::kDouble);
-    const at::Tensor count = for_heads((end_ - first_).clamp_min(0).unsqueeze(1)).to(at::kDouble);
+    count_ = for_heads((end_ - first_).clamp_min(0).unsqueeze(1)).to(at::kDouble);
     const at::Tensor sigma2_lse =
-        (lse.square() + 1 + count / 16 + factor2_ * p2_tau2_).masked_fill_(finite_.eq(0), 0);
+        (lse.square() + 1 + count_ / 16 + factor2_ * p2_tau2_).masked_fill_(finite_.eq(0), 0);
     row_rounding_ = sigma2_lse * settings_.rho2;
     row_terms_ = row_rounding_ + 1;
 
@@ -234,15 +237,8 @@ class Strip {
   void backward_sums() {
     at::Tensor dp = buffer(kDp);
     at::mm_out(dp, rows_.dout, v().t());
-    flushed2_ = at::zeros_like(shift_);
     dp2_ = at::zeros_like(shift_);
     if (with_underflow_) {
-      hide(dp, -kInfinity);
-      const at::Tensor high = dp.amax(1, true) + shift_;
-      hide(dp, kInfinity);
-      const at::Tensor low = dp.amin(1, true) + shift_;
-      // A row without keys has -inf and inf.
-      flushed2_ = at::maximum(high, -low).masked_fill_(total_.eq(0), 0).square_() * settings_.flushed2;
       hide(dp, 0);
       dp2_ = row_square_sum(dp);
     }
@@ -278,18 +274,18 @@ class Strip {
 
     ds.square_();
     const at::Tensor q2 = scaled_q2_ * factor2_;
-    const at::Tensor from_delta = q2 * sigma2_delta_;
+    const at::Tensor cancelled2 = most_ds2_ * (settings_.rho2 / 16);  // of g_ij, over P^2
     if (with_tau_) {
       ds.mul_(buffer(kTau2).mul_(settings_.rho2).add_(row_terms_));
-      if (settings_.fp32) ds.addcmul_(p2, buffer(kPsi2));
+      ds.addcmul_(p2, settings_.fp32 ? buffer(kPsi2) : cancelled2);
       ds2_k2_ = over_keys(ds, k2()) * factor2_;
       sums_of_dk(doc_.sigma2_dvk).addmm_(ds.t(), q2);
-      sums_of_dk(doc_.sigma2_dvk).addmm_(p2.t(), from_delta);
+      sums_of_dk(doc_.sigma2_dvk).addmm_(p2.t(), q2 * sigma2_delta_);
     } else {
-      ds2_k2_ = over_keys(ds, k2()) * (factor2_ * row_terms_);
+      ds2_k2_ = (over_keys(ds, k2()) * row_terms_ + p2_k2_ * cancelled2) * factor2_;
       sums_of_dk(doc_.sigma2_dvk).addmm_(ds.t(), q2 * row_terms_);
       const at::Tensor dout2 = rows_.dout.square() * (factor2_ * row_terms_);
-      of_keys(doc_.sigma2_dvk).addmm_(p2.t(), at::cat({dout2, from_delta}, 1));
+      of_keys(doc_.sigma2_dvk).addmm_(p2.t(), at::cat({dout2, q2 * (sigma2_delta_ + cancelled2)}, 1));
     }
   }
 
@@ -298,10 +294,9 @@ class Strip {
     if (n_ == 0) {
       result_.dq = at::zeros_like(rows_.q);
       ds2_k2_ = at::zeros_like(rows_.q);
-      flushed2_ = at::zeros_like(shift_);
     }
     // e^2 in Eq. 16 and 17, and what a P that underflows leaves of dS.
-    const at::Tensor least = flushed2_ + settings_.eta2;
+    const at::Tensor least = most_ds2_ * settings_.flushed2 + settings_.eta2;
     const at::Tensor squares =
         at::cat({rows_.dout.square() * settings_.eta2, scaled_q2_ * least}, 1).mul_(finite_);
     doc_.row_squares.narrow(0, rows_.first, rows_.positions)
@@ -311,7 +306,10 @@ class Strip {
     sigma2.addcmul_(sigma2_delta_, (p_vk_.narrow(1, d_, d_) * factor_).square_());
     sigma2.mul_(settings_.scale * settings_.scale);
     sigma2.addcmul_(row_terms_, result_.dq.square()).add_(settings_.eta2);
-    result_.sigma_dq = (sigma2 + sigma2.mean(1, true) * kRowShare).sqrt_();
+    const double step = kFixedPoint / settings_.u * settings_.scale * doc_.largest_key;
+    const at::Tensor steps2 = (1 - result_.p_sink).square_() * most_ds2_ * (step * step);
+    sigma2.add_(steps2 * (count_ / kKeysPerSquaredStep + 1));
+    result_.sigma_dq = sigma2.sqrt_();
 
     const at::Tensor terms = result_.p_sink * shift_;
     const double additions = settings_.rho2 * (1 + static_cast<double>(doc_.rows) / 16);
@@ -340,11 +338,12 @@ class Strip {
   at::Tensor pivot_, total_, factor_, factor2_;   // [m, 1] P = factor P~
   at::Tensor finite_, row_rounding_, row_terms_;  // [m, 1] is the LSE finite; Eq. 18's c; 1 + c
   at::Tensor p_vk_;                               // [m, 2 d] sums of P~ v and P~ k
-  at::Tensor p2_v2_, p2_tau2_;                    // [m, d] and [m, 1], over the square of the row's factor
+  at::Tensor count_;                              // [m, 1] keys that a row sees
+  at::Tensor p2_v2_, p2_k2_, p2_tau2_;            // [m, d] and [m, 1], over the square of the row's factor
   at::Tensor seen_squares_;                       // [m, 2 d] sums of v^2 and k^2 that a row sees
   at::Tensor shift_, sigma2_delta_;               // [m, 1] dLSE - Delta; Eq. 15
-  at::Tensor dp2_, p2_dp2_, flushed2_;  // [m, 1] sums of dP^2, of (P~ dP)^2; Eq. 16's (2^-126/u)^2 max
-  at::Tensor ds2_k2_;                   // [m, d]
+  at::Tensor dp2_, p2_dp2_, most_ds2_;            // [m, 1] sums of dP^2, of (P~ dP)^2; Eq. 16's B^2
+  at::Tensor ds2_k2_;                             // [m, d]
   StripResult result_;
 };
 
