@@ -30,7 +30,8 @@ function(sinkscope_add_script_test path)
 endfunction()
 
 # sinkscope_add_test(FOLDER/NAME_test [LINKS ...] [LABELS ...] [TIMEOUT s] [RUNS_COMMAND]): one test program from
-# FOLDER/NAME_test.cpp, run from the source folder. RUNS_COMMAND tells it where the built command is.
+# FOLDER/NAME_test.cpp, run from the source folder. RUNS_COMMAND tells it where the built command is; the label gpu, that
+# it skips everything where there is none (tests/require_gpu.hpp).
 function(sinkscope_add_test path)
   cmake_parse_arguments(ARG "RUNS_COMMAND" "TIMEOUT" "LINKS;LABELS" ${ARGN})
   string(REPLACE "/" "_" target ${path})
@@ -47,4 +48,7 @@ function(sinkscope_add_test path)
     set(ARG_TIMEOUT 300)
   endif()
   set_tests_properties(${path} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  if("gpu" IN_LIST ARG_LABELS)
+    set_tests_properties(${path} PROPERTIES SKIP_REGULAR_EXPRESSION "no GPU to test on: " RESOURCE_LOCK gpu)
+  endif()
 endfunction()

@@ -137,7 +137,8 @@ namespace cuda {
 // addresses and strides that are multiples of 16 bytes; the workspace needs an address that is one.
 // Launches on the caller's stream, never waits, and can be captured in a CUDA graph. Bitwise repeatable; the
 // order of every sum depends on the problem alone.
-Status available();  // ok where the current device can run it
+Status available();                       // ok where the current device can run it
+Status supports(const Problem& problem);  // ok where a device that is available can compute it
 
 std::size_t forward_workspace_bytes(const Problem& problem);
 std::size_t backward_workspace_bytes(const Problem& problem);

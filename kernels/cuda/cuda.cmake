@@ -9,8 +9,8 @@ foreach(unit ${SINKSCOPE_CUDA_UNITS})
   set(source ${CMAKE_CURRENT_SOURCE_DIR}/cuda/${unit}.cu)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/${unit}.cu.o)
   add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d
-    COMMAND ${CMAKE_CUDA_COMPILER_LAUNCHER} ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++20 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a
-      -Xcompiler -fPIC -Xptxas --warn-on-spills -I${PROJECT_SOURCE_DIR} -MD -MF ${object}.d -c ${source} -o ${object}
+    COMMAND ${CMAKE_CUDA_COMPILER_LAUNCHER} ${SINKSCOPE_NVCC} ${SINKSCOPE_NVCC_FLAGS}
+      -Xptxas --warn-on-spills -I${PROJECT_SOURCE_DIR} -MD -MF ${object}.d -c ${source} -o ${object}
     COMMENT "Compiling ${unit}.cu" VERBATIM)
   list(APPEND SINKSCOPE_CUDA_OBJECTS ${object})
 endforeach()
