@@ -63,7 +63,7 @@ RunInfo collect_run_info(const std::string& command_line, int threads) {
           {"threads", std::to_string(threads > 0 ? threads : static_cast<int>(cores))},
           {"gpu", gpu_model()},
           {"driver", nvidia_fact("/proc/driver/nvidia/version", "NVRM version")},
-          {"cuda", "none"},
+          {"cuda", kCudaToolkit},
           {"torch", torch.empty() ? "none" : torch},
           {"hdf5", h5::version()}};
 }

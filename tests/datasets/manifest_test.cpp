@@ -52,7 +52,7 @@ TEST(Suites, AreReadableAndNameTheirCaptures) {
       }
     }
   }
-  EXPECT_EQ(suites, 3);
+  EXPECT_EQ(suites, 4);
 }
 
 }  // namespace

@@ -61,10 +61,10 @@ struct Arrangement {
   std::int64_t stride_b = 0, stride_h = 0, stride_s = 0;
   std::int64_t span = 0;  // elements from the first to behind the last
 
-  std::int64_t size() const { return b * h * s * d; }
-  // Of element i of the contiguous [b, h, s, d].
-  std::int64_t offset(std::int64_t i) const {
-    return i / d / s / h * stride_b + i / d / s % h * stride_h + i / d % s * stride_s + i % d;
+  std::int64_t rows() const { return b * h * s; }
+  // Where row i of the contiguous [b, h, s] begins.
+  std::int64_t row_at(std::int64_t i) const {
+    return i / s / h * stride_b + i / s % h * stride_h + i % s * stride_s;
   }
   template <typename Strided>
   Strided at(decltype(Strided::data) data, bool idle_strides) const {
@@ -140,18 +140,18 @@ class PlacedTensor {
   // Its elements, contiguous.
   std::vector<std::byte> elements() const {
     const std::vector<std::byte> content = memory_.content();
-    std::vector<std::byte> result(static_cast<std::size_t>(a_.size()) * element_bytes_);
-    for (std::int64_t i = 0; i < a_.size(); ++i) {
-      std::memcpy(result.data() + static_cast<std::size_t>(i) * element_bytes_, content.data() + place_of(i),
-                  element_bytes_);
+    std::vector<std::byte> result(static_cast<std::size_t>(a_.rows()) * row_bytes());
+    for (std::int64_t i = 0; i < a_.rows(); ++i) {
+      std::memcpy(result.data() + static_cast<std::size_t>(i) * row_bytes(), content.data() + place_of(i),
+                  row_bytes());
     }
     return result;
   }
   bool guards_intact() const {
     if (band_ == 0) return true;
     std::vector<std::byte> content = memory_.content();
-    for (std::int64_t i = 0; i < a_.size(); ++i)
-      std::fill_n(content.begin() + static_cast<std::ptrdiff_t>(place_of(i)), element_bytes_, kUntouched);
+    for (std::int64_t i = 0; i < a_.rows(); ++i)
+      std::fill_n(content.begin() + static_cast<std::ptrdiff_t>(place_of(i)), row_bytes(), kUntouched);
     return all_untouched(content);
   }
   bool wholly_untouched() const { return band_ == 0 || all_untouched(memory_.content()); }
@@ -159,7 +159,9 @@ class PlacedTensor {
  private:
   static constexpr std::byte kUntouched{0xFF};
   static bool all_untouched(const std::vector<std::byte>& content) {
-    return std::all_of(content.begin(), content.end(), [](std::byte b) { return b == kUntouched; });
+    // Every byte is as its neighbour: many times quicker than one by one.
+    return content.empty() || (content[0] == kUntouched &&
+                               std::memcmp(content.data(), content.data() + 1, content.size() - 1) == 0);
   }
   static std::size_t total(const Place& place, std::size_t element_bytes, const Arrangement& a) {
     return 2 * place.band() + static_cast<std::size_t>(a.span) * element_bytes;
@@ -169,14 +171,16 @@ class PlacedTensor {
     const std::size_t size = size_of(dtype);
     std::vector<std::byte> bytes(total(place, size, a), kUntouched);
     const Tensor rounded = Tensor::rounded(dtype, {static_cast<std::int64_t>(values.size())}, values);
-    for (std::int64_t i = 0; i < a.size(); ++i) {
-      std::memcpy(bytes.data() + place.band() + static_cast<std::size_t>(a.offset(i)) * size,
-                  rounded.data() + static_cast<std::size_t>(i) * size, size);
+    const std::size_t of_row = static_cast<std::size_t>(a.d) * size;
+    for (std::int64_t i = 0; i < a.rows(); ++i) {
+      std::memcpy(bytes.data() + place.band() + static_cast<std::size_t>(a.row_at(i)) * size,
+                  rounded.data() + static_cast<std::size_t>(i) * of_row, of_row);
     }
     return bytes;
   }
-  std::size_t place_of(std::int64_t i) const {
-    return band_ + static_cast<std::size_t>(a_.offset(i)) * element_bytes_;
+  std::size_t row_bytes() const { return static_cast<std::size_t>(a_.d) * element_bytes_; }
+  std::size_t place_of(std::int64_t row) const {
+    return band_ + static_cast<std::size_t>(a_.row_at(row)) * element_bytes_;
   }
 
   Arrangement a_;

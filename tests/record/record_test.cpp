@@ -15,8 +15,10 @@
 
 #include "src/compare/compare.hpp"
 #include "src/core/error.hpp"
+#include "src/paths/sink_kernel_cuda.hpp"
 #include "src/record/compare_records.hpp"
 #include "src/record/h5.hpp"
+#include "src/record/run_info.hpp"
 #include "tests/temporary_folder.hpp"
 
 namespace sinkscope {
@@ -58,6 +60,15 @@ void expect_same(const VerdictRow& a, const VerdictRow& b) {
   EXPECT_EQ(a.failed_heads, b.failed_heads);
   EXPECT_EQ(a.reason, b.reason);
   EXPECT_EQ(a.repro, b.repro);
+}
+
+TEST(RunInfoOfARecord, SaysWhichCudaBuiltTheKernel) {
+  for (const auto& [name, value] : collect_run_info("", 0)) {
+    if (name != "cuda") continue;
+    EXPECT_EQ(value != "none", cuda_kernel_built()) << value;
+    return;
+  }
+  FAIL() << "there is no attribute cuda";
 }
 
 TEST_F(Records, EverythingComesBack) {

@@ -43,15 +43,6 @@ install_packages() {
   rm -f "$log"
 }
 
-# The CUDA backend needs nvcc; everything else builds without.
-say_what_is_built() {
-  if ! command -v nvcc >/dev/null && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
-    say "no nvcc here: everything is built but the CUDA backend"
-  else
-    say "the CUDA backend is not built by default: cmake --preset default -DSINKSCOPE_CUDA=ON"
-  fi
-}
-
 # libtorch from where the user points, else from the local Python environment.
 prepare_torch() {
   if [[ -n ${SINKSCOPE_TORCH:-} ]]; then
@@ -81,7 +72,7 @@ build() {
     cat "$log" >&2
     fail 3 "cmake could not configure the build"
   }
-  grep -h -- '-- libtorch' "$log" || true
+  grep -h -E -- '-- (libtorch|CUDA backend)' "$log" || true
   rm -f "$log"
   say "build: compiling (one to three minutes on 2 cores the first time)"
   local preset=$1
