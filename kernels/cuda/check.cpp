@@ -83,7 +83,7 @@ Status supports(const Problem& p) {
   if (p.dtype != DType::kBf16 && p.dtype != DType::kFp16)
     return refuse(Code::kUnsupported, "fp32 on the GPU, wanted bf16 or fp16");
   if (p.d != 64 && p.d != 128)
-    return refuse(Code::kUnsupported, "head dim %lld, wanted 64 or 128", number(p.d));
+    return refuse(Code::kUnsupported, "head dim %lld on the GPU, wanted 64 or 128", number(p.d));
   if (p.sq < 0 || p.sk < 0 || p.sq >= kMostRows || p.sk >= kMostRows) {
     return refuse(Code::kInvalidArgument, "sq %lld, sk %lld: wanted 0 to 2^31 - 1 each", number(p.sq),
                   number(p.sk));

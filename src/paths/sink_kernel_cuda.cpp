@@ -115,11 +115,14 @@ std::optional<std::string> cuda_kernel_device() {
 
 std::optional<std::string> cuda_kernel_unsupported(const Case& c) {
   const AttentionShape& shape = c.problem.shape;
-  if (shape.dtype != DType::kBf16 && shape.dtype != DType::kFp16)
-    return "needs bf16 or fp16 on the GPU, saw fp32";
-  if (shape.d != 64 && shape.d != 128)
-    return fmt::format("needs head dim 64 or 128 on the GPU, saw {}", shape.d);
-  const sa::Status status = sa::cuda::available();
+  sa::Status status = sa::cuda::supports({.dtype = kernel_dtype(shape.dtype),
+                                          .b = shape.b,
+                                          .hq = shape.hq,
+                                          .hkv = shape.hkv,
+                                          .sq = shape.sq,
+                                          .sk = shape.sk,
+                                          .d = shape.d});
+  if (status.ok()) status = sa::cuda::available();
   return status.ok() ? std::nullopt : std::optional<std::string>(status.message);
 }
 

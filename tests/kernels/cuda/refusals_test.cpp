@@ -132,7 +132,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"fp32", problem<[](sa::Problem& p) { p.dtype = sa::DType::kFp32; }>, kUnsupported,
                 "fp32 on the GPU, wanted bf16 or fp16"},
         Refusal{"head_dim", problem<[](sa::Problem& p) { p.d = 96; }>, kUnsupported,
-                "head dim 96, wanted 64 or 128"},
+                "head dim 96 on the GPU, wanted 64 or 128"},
         Refusal{"no_batch", problem<[](sa::Problem& p) { p.b = 0; }>, kInvalid,
                 "b 0, hq 4, hkv 2: wanted at least 1 each"},
         Refusal{"negative_heads", problem<[](sa::Problem& p) { p.hkv = -2; }>, kInvalid, "b 2, hq 4, hkv -2"},
