@@ -44,4 +44,14 @@ inline void expect_healthy(const KernelRun& run, const reference::Result& truth,
                what + " dsinks");
 }
 
+// Relative L2.
+inline double relative_error(const std::vector<double>& got, const std::vector<double>& ref) {
+  double err2 = 0, ref2 = 0;
+  for (std::size_t i = 0; i < ref.size(); ++i) {
+    err2 += std::pow(got[i] - ref[i], 2);
+    ref2 += std::pow(ref[i], 2);
+  }
+  return std::sqrt(err2 / ref2);
+}
+
 }  // namespace sinkscope::testing_kernel
