@@ -60,6 +60,39 @@ def test_verdicts_that_are_not_good_are_listed_with_their_line() -> None:
         assert check.report.lines == ["* sink_kernel dq: z_max 9, limit 4.1 in `b1 d64 bf16`"], check.report.lines
 
 
+def program(path: pathlib.Path, prints: str, code: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{prints}\nEND\nexit {code}\n")
+    path.chmod(0o755)
+
+
+def test_a_failing_test_program_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tests = pathlib.Path(folder) / "tests"
+        program(tests / "good_cuda_test", "[  PASSED  ] 3 tests.\n[  SKIPPED ] 1 test, listed below:", 0)
+        program(tests / "bad_gpu_test", "[  PASSED  ] 0 tests.\n[  FAILED  ] 1 test, listed below:\n[  FAILED  ] A.B/c, where x", 1)
+        program(tests / "dies_cuda_test", "", 139)
+        program(tests / "of_the_cpu_test", "", 1)
+        check = checker(folder, build=folder)
+        check.tests()
+        assert check.report.failures == ["tests: bad_gpu_test ended with 1: A.B/c", "tests: dies_cuda_test ended with 139: "], check.report.failures
+        assert any(line.startswith("| good_cuda_test | 3 | 1 | 0 |") for line in check.report.lines), check.report.lines
+
+
+def test_what_a_sanitizer_finds_is_a_failure() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tool, bare = pathlib.Path(folder) / "sanitizer", pathlib.Path(folder) / "tests/kernels_cuda_bare_test"
+        program(bare, "", 0)
+        for summary, code, clean in (("ERROR SUMMARY: 0 errors", 0, True), ("ERROR SUMMARY: 2 errors", 0, False),
+                                     ("RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0, True),
+                                     ("RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)", 0, False),
+                                     ("ERROR SUMMARY: 0 errors", 1, False), ("nothing", 0, False)):
+            program(tool, f"[  PASSED  ] 18 tests.\n========= {summary}", code)
+            check = checker(folder, build=folder, compute_sanitizer=str(tool), sanitizers=["memcheck"])
+            check.sanitizers()
+            assert (check.report.failures == []) == clean, (summary, code, check.report.failures)
+
+
 def test_reduction_keeps_what_makes_it_fail() -> None:
     def needs_window_and_two_documents(lines: list[str]) -> set[str]:
         return {s for s in lines if any(t.startswith("w") for t in s.split()) and "," in s and "d128" in s}
