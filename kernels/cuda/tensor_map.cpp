@@ -23,6 +23,13 @@ Encode find_encode() {
                                                                       : nullptr;
 }
 
+// A thread that made no CUDA call before has no context, and the driver's functions, other than the runtime's, do
+// not give it one.
+bool take_context() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess && cudaSetDevice(device) == cudaSuccess;
+}
+
 }  // namespace
 
 Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const TensorSizes& sizes, DType dtype,
@@ -46,10 +53,14 @@ Status make_tensor_map(CUtensorMap& map, const ConstTensor& tensor, const Tensor
                                  stride_bytes(sizes.b, tensor.stride_b)};
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(tile.rows), static_cast<cuuint32_t>(tile.heads), 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const CUresult result = encode(
-      &map, dtype == DType::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-      const_cast<void*>(tensor.data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encoded = [&] {
+    return encode(
+        &map, dtype == DType::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+        const_cast<void*>(tensor.data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = encoded();
+  if (result == CUDA_ERROR_INVALID_CONTEXT && take_context()) result = encoded();
   if (result == CUDA_SUCCESS) return {};
   return refuse(Status::Code::kUnsupported,
                 "%s with strides %lld, %lld, %lld: the copy engine does not take it (CUresult %d)", name,

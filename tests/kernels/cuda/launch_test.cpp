@@ -239,7 +239,8 @@ TEST_F(CudaLaunch, TheNumberOfMultiprocessorsDoesNotChangeABit) {
   EXPECT_GT(questions, 0) << "the kernel no longer asks through cudaDeviceGetAttribute";
 }
 
-TEST_F(CudaLaunch, CallsOnManyStreamsAtOnceDoNotDisturbEachOther) {
+// Each thread makes its first CUDA call here.
+TEST_F(CudaLaunch, ThreadsWithStreamsOfTheirOwnDoNotDisturbEachOther) {
   const Shape& shape = shapes()[2];
   const Data data = data_of(shape, DType::kBf16);
   const std::vector<std::byte> direct =
