@@ -79,6 +79,23 @@ def test_a_failing_test_program_is_named() -> None:
         assert any(line.startswith("| good_cuda_test | 3 | 1 | 0 |") for line in check.report.lines), check.report.lines
 
 
+def test_the_summary_is_kept_part_by_part() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        build, output = pathlib.Path(folder), pathlib.Path(folder) / "reports/check.md"
+        program(build / "sinkscope", "version  0.1\ncommit   abc\ncuda     13.0\nkernel   cuda H200, cpu", 0)
+        program(build / "tests/good_cuda_test", "[  PASSED  ] 3 tests.", 0)
+        check = checker(folder, build=folder, only=["tests"], output=str(output), compute_sanitizer="/bin/true")
+        check.run()
+        text = output.read_text()
+        assert text.startswith("# GPU check: passed\n") and "| CUDA of the build | 13.0 |" in text, text
+        assert "| good_cuda_test | 3 | 0 | 0 |" in text, text
+        check.write(gpu_check.Report(), ["sweep"])
+        assert output.read_text().startswith("# GPU check: not finished: sweep\n")
+        check.report.failed("tests: one")
+        check.write(gpu_check.Report(), ["sweep"])
+        assert "# GPU check: failed\n" in output.read_text() and "* FAILED tests: one\n" in output.read_text()
+
+
 def test_what_a_sanitizer_finds_is_a_failure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tool, bare = pathlib.Path(folder) / "sanitizer", pathlib.Path(folder) / "tests/kernels_cuda_bare_test"
