@@ -73,6 +73,7 @@ struct CpuBackend {
   }
   sa::Status forward(const sa::ForwardParams& f) const { return sa::cpu::forward(f, options); }
   sa::Status backward(const sa::BackwardParams& w) const { return sa::cpu::backward(w, options); }
+  static void finish() {}
 };
 
 PathRun run_on_cpu(const Case& c, const PathOptions& options) {
@@ -80,7 +81,7 @@ PathRun run_on_cpu(const Case& c, const PathOptions& options) {
   CpuBackend backend{{options.threads, chosen.isa}};
   const char* isa =
       chosen.name != nullptr ? chosen.name : sa::cpu::isa_name(kernel_dtype(c.problem.shape.dtype));
-  return {KernelRun<CpuBackend>(c, backend).run(), fmt::format("cpu {}", isa)};
+  return {run_kernel(c, backend), fmt::format("cpu {}", isa)};
 }
 
 }  // namespace
@@ -108,6 +109,7 @@ Path sink_kernel_path() {
                               (wanted == WantedDevice::kEither && !cuda_kernel_unsupported(c).has_value()));
     return on_gpu ? run_cuda_kernel(c) : run_on_cpu(c, options);
   };
+  if (cuda_kernel_device()) path.prepare = prepare_cuda_kernel;
   return path;
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cuda_runtime_api.h>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -82,21 +83,26 @@ class CudaBackend {
   static std::size_t backward_workspace_bytes(const sa::Problem& p) {
     return sa::cuda::backward_workspace_bytes(p);
   }
-  static sa::Status forward(const sa::ForwardParams& f) {
-    return finished(sa::cuda::forward(f, nullptr), "the forward");
-  }
-  static sa::Status backward(const sa::BackwardParams& w) {
-    return finished(sa::cuda::backward(w, nullptr), "the backward");
-  }
+  static sa::Status forward(const sa::ForwardParams& f) { return sa::cuda::forward(f, nullptr); }
+  static sa::Status backward(const sa::BackwardParams& w) { return sa::cuda::backward(w, nullptr); }
+  static void finish() { expect(cudaDeviceSynchronize(), "the kernel"); }
 
  private:
-  static sa::Status finished(const sa::Status& launched, const char* what) {
-    if (launched.ok()) expect(cudaDeviceSynchronize(), what);
-    return launched;
-  }
-
   std::vector<DeviceMemory> inputs_;
 };
+
+// A backend and what it was laid out for, to be kept together.
+struct PreparedKernel {
+  explicit PreparedKernel(const Case& c) : run(c, backend) {}
+  CudaBackend backend;
+  KernelRun<CudaBackend> run;
+};
+
+std::string backend_name() {
+  const std::optional<std::string> device = cuda_kernel_device();
+  if (!device) throw std::runtime_error(sa::cuda::available().message);
+  return fmt::format("cuda {}", *device);
+}
 
 }  // namespace
 
@@ -127,10 +133,23 @@ std::optional<std::string> cuda_kernel_unsupported(const Case& c) {
 }
 
 PathRun run_cuda_kernel(const Case& c) {
-  const std::optional<std::string> device = cuda_kernel_device();
-  if (!device) throw std::runtime_error(sa::cuda::available().message);
+  std::string name = backend_name();
   CudaBackend backend;
-  return {KernelRun<CudaBackend>(c, backend).run(), fmt::format("cuda {}", *device)};
+  return {run_kernel(c, backend), std::move(name)};
+}
+
+PreparedPath prepare_cuda_kernel(const Case& c) {
+  PreparedPath prepared;
+  prepared.backend = backend_name();
+  const auto kernel = std::make_shared<PreparedKernel>(c);
+  prepared.forward = [kernel] { kernel->run.forward(); };
+  if (kernel->run.has_backward()) prepared.backward = [kernel] { kernel->run.backward(); };
+  prepared.outputs = [kernel] {
+    kernel->backend.finish();
+    kernel->run.check();
+    return kernel->run.outputs();
+  };
+  return prepared;
 }
 
 }  // namespace sinkscope
@@ -155,6 +174,10 @@ std::optional<std::string> cuda_kernel_unsupported(const Case&) {
 
 PathRun run_cuda_kernel(const Case&) {
   throw std::logic_error("run_cuda_kernel() in a build without CUDA");
+}
+
+PreparedPath prepare_cuda_kernel(const Case&) {
+  throw std::logic_error("prepare_cuda_kernel() in a build without CUDA");
 }
 
 }  // namespace sinkscope

@@ -19,4 +19,8 @@ std::optional<std::string> cuda_kernel_unsupported(const Case& c);
 
 PathRun run_cuda_kernel(const Case& c);
 
+// All device memory is allocated here, workspaces included; outputs start as NaN bits. `outputs` also checks the bands
+// around every buffer. Lives as long as any of the result's functions.
+PreparedPath prepare_cuda_kernel(const Case& c);
+
 }  // namespace sinkscope
