@@ -3,10 +3,13 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "nlohmann/json.hpp"
+
+#include "src/gate/gate.hpp"
 
 namespace sinkscope {
 
@@ -15,8 +18,8 @@ struct BenchOptions {
   int rounds = 7;
 };
 
-// Called before each timed round with what is about to run.
-using BenchProgress = std::function<void(std::string_view what, int round)>;
+// Called now and then with what is about to run, and the share of the work that is done.
+using BenchProgress = std::function<void(std::string_view what, double share)>;
 
 // The truth (S 2048, 8 heads, d 64, causal) against Eigen's own double GEMM and torch's float64 eager
 // autograd. Keys: gemm_gflops, gemm_share (with sigmas: gemm_share_with_sigma), torch_float64_speedup
@@ -26,7 +29,29 @@ nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress&
 // The kernel's CPU backend (B1, 8 heads, S 4096, d 64, causal; fp32 and bf16), forward plus backward, against
 // eager and ATen's CPU flash attention. Keys per format: backend and seconds of each contestant,
 // speedup_over_eager, speedup_over_aten_flash.
-nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& progress = {});
+nlohmann::json bench_kernel_on_cpu(const BenchOptions& options, const BenchProgress& progress = {});
+
+struct GpuBenchOptions {
+  std::vector<std::string> problems;     // problem lines; empty: those of default_gpu_problems()
+  std::vector<std::string> contestants;  // PATH, PATH/no_sink or PATH/residual; empty: default_contestants()
+  Gate gate;                             // what a timed output of a judged path must pass
+  bool all_heads = false;                // check every head, not one key/value head with its query heads
+  int threads = 0;
+  int rounds = 20;
+};
+std::vector<std::string> default_gpu_problems();
+std::vector<std::string> default_contestants();
+
+// Forward and backward of paths on the GPU, each launch timed alone by the device's clock with the L2 flushed
+// before it, next to the machine's own matrix and copy rates; every timed output is checked and a wrong one has
+// no time. Keys: src/bench/README.md. Throws EnvironmentError where there is no GPU or no contestant runs on it.
+nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchProgress& progress = {});
+
+// Why bench_kernel_on_gpu() cannot work here, or empty.
+std::string gpu_bench_unavailable();
+
+// The figures of bench_kernel_on_gpu() as Markdown, one table for each problem.
+std::string gpu_bench_table(const nlohmann::json& figures);
 
 // Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.
 nlohmann::json bench_reference_memory(const BenchOptions& options);
@@ -39,8 +64,8 @@ nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress
 // The machine and the libraries, as a record has them.
 nlohmann::json machine_json(int threads);
 
-// {"median": ..., "min": ..., "max": ...} of timed repeats.
-nlohmann::json spread_of(std::vector<double> seconds);
+// median, q1, q3 (quartiles), min, max and rounds of repeats, of which there must be one.
+nlohmann::json spread_of(std::vector<double> values);
 
 // Seconds of `count` n x n double products by Eigen on each of `threads` threads at once.
 double seconds_of_eigen_gemm(int n, int count, int threads);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <chrono>
-#include <numeric>
 #include <sys/resource.h>
 #include <thread>
 
@@ -56,18 +55,7 @@ struct WidenedCase {
   std::vector<double> q, k, v, sinks, dout;
 };
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
-
 }  // namespace
-
-nlohmann::json spread_of(std::vector<double> seconds) {
-  const auto [low, high] = std::minmax_element(seconds.begin(), seconds.end());
-  return {{"median", median(seconds)}, {"min", *low}, {"max", *high}, {"rounds", seconds.size()}};
-}
 
 nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress& progress) {
   const int threads = options.threads > 0
@@ -78,7 +66,7 @@ nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress&
   const TorchModule& torch = torch_module();
   std::vector<double> gemm, truth, truth_sigma, eager;
   for (int round = -1; round < options.rounds; ++round) {  // the first round warms up
-    if (progress) progress("truth, Eigen GEMM, torch float64", round + 1);
+    if (progress) progress("truth, Eigen GEMM, torch float64", (round + 1.0) / (options.rounds + 1));
     const double gemm_seconds = seconds_of_eigen_gemm(kGemmSize, kGemmCount, threads);
     const double truth_seconds = seconds_of([&] { widened.run(false, threads); });
     const double sigma_seconds = seconds_of([&] { widened.run(true, threads); });
@@ -96,21 +84,24 @@ nlohmann::json bench_reference(const BenchOptions& options, const BenchProgress&
       0.5 * static_cast<double>(s.sq) * static_cast<double>(s.sq + 1) * static_cast<double>(s.b * s.hq);
   const double product_flops = 2 * static_cast<double>(s.d) * visible;
   const double gemm_flops = 2.0 * kGemmSize * kGemmSize * kGemmSize * kGemmCount * threads;
-  const double gemm_rate = gemm_flops / median(gemm);
+  const nlohmann::json spreads = {{"eigen_gemm", spread_of(gemm)},
+                                  {"truth", spread_of(truth)},
+                                  {"truth_with_sigma", spread_of(truth_sigma)}};
+  const auto median = [&](const char* name) { return spreads[name]["median"].get<double>(); };
+  const double gemm_rate = gemm_flops / median("eigen_gemm");
   nlohmann::json result;
   result["problem"] = kLine;
   result["threads"] = threads;
   result["gemm_gflops"] = gemm_rate / 1e9;
-  result["gemm_share"] = kProducts * product_flops / median(truth) / gemm_rate;
+  result["gemm_share"] = kProducts * product_flops / median("truth") / gemm_rate;
   result["gemm_share_with_sigma"] =
-      (kProducts + kSigmaProducts) * product_flops / median(truth_sigma) / gemm_rate;
-  result["seconds"] = {{"eigen_gemm", spread_of(gemm)},
-                       {"truth", spread_of(truth)},
-                       {"truth_with_sigma", spread_of(truth_sigma)}};
+      (kProducts + kSigmaProducts) * product_flops / median("truth_with_sigma") / gemm_rate;
+  result["seconds"] = spreads;
   if (!eager.empty()) {
     result["seconds"]["torch_float64_eager"] = spread_of(eager);
-    result["torch_float64_speedup"] = median(eager) / median(truth);
-    result["torch_float64_speedup_with_sigma"] = median(eager) / median(truth_sigma);
+    const double eager_median = result["seconds"]["torch_float64_eager"]["median"];
+    result["torch_float64_speedup"] = eager_median / median("truth");
+    result["torch_float64_speedup_with_sigma"] = eager_median / median("truth_with_sigma");
   } else {
     result["torch_float64_speedup"] = nullptr;
     result["torch_unavailable"] = torch.unavailable;

@@ -90,7 +90,7 @@ nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress
   torch.cuda_truth(generate_case(parse_problem(kWarmUpLine), "bench", options.threads));
   if (progress) progress("inputs", 0);
   const Case c = generate_case(parse_problem(kLongLine), "bench", options.threads);
-  if (progress) progress("truth", 0);
+  if (progress) progress("truth", 0.1);
   const auto start = std::chrono::steady_clock::now();
   const Truth truth = torch.cuda_truth(c);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -99,7 +99,7 @@ nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress
                            {"device_peak_gib", static_cast<double>(torch.cuda_peak_bytes()) / (1 << 30)},
                            {"machine", machine_json(options.threads)}};
   for (const std::int64_t kv : {std::int64_t{0}, c.problem.shape.hkv - 1}) {
-    if (progress) progress("Eigen truth of the last rows", options.rounds);
+    if (progress) progress("Eigen truth of the last rows", 0.9);
     result["last_rows_of_kv_head_" + std::to_string(kv)] = LastRows(c, kv).distance(truth);
   }
   return result;

@@ -23,6 +23,14 @@ Path wrap(const Path& healthy, const char* name, Unsupported invisible, Run run)
     std::optional<std::string> reason = healthy.unsupported(c);
     return reason ? reason : invisible(c);
   };
+  // A bench times the healthy launches and is to find the mistake in what they left.
+  if (healthy.prepare) {
+    path.prepare = [healthy, run](const Case& c) {
+      PreparedPath prepared = healthy.prepare(c);
+      prepared.outputs = [healthy, run, c] { return run(healthy, c, {}).outputs; };
+      return prepared;
+    };
+  }
   path.run = [healthy, run = std::move(run)](const Case& c, const PathOptions& options) {
     return run(healthy, c, options);
   };

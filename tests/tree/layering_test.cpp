@@ -55,7 +55,7 @@ struct Library {
 };
 constexpr Library kLibraries[] = {{"ATen/", "src/torch"}, {"torch/", "src/torch"}, {"c10/", "src/torch"},
                                   {"CLI/", "tools"},      {"hdf5", "src/record"},  {"toml++/", "src/gate"},
-                                  {"cuda", "kernels"},    {"cuda", "src/paths"}};
+                                  {"cuda", "kernels"},    {"cuda", "src/paths"},   {"cuda", "src/bench"}};
 // The two leaves, and the rooms of src/ that may look at them through one header each.
 struct Leaf {
   std::string_view name, header;

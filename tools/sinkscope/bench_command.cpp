@@ -4,51 +4,92 @@
 #include "fmt/format.h"
 
 #include "src/bench/bench.hpp"
+#include "src/core/error.hpp"
 #include "src/core/file.hpp"
 #include "tools/sinkscope/commands.hpp"
+#include "tools/sinkscope/data_files.hpp"
 #include "tools/sinkscope/progress.hpp"
 
 namespace sinkscope::cli {
+namespace {
+
+constexpr int kCpuRounds = 7;
+constexpr int kGpuRounds = 20;
+
+struct Arguments {
+  std::string what, json, device = "auto";
+  std::vector<std::string> problems, contestants;
+  int rounds = 0, threads = 0;
+  bool all_heads = false, overwrite = false;
+};
+
+// Where `bench kernel` runs: as asked, else on the GPU where there is one that can.
+bool runs_on_gpu(const Arguments& arguments) {
+  const bool needs_gpu = !arguments.problems.empty() || !arguments.contestants.empty();
+  const std::string unavailable = gpu_bench_unavailable();
+  if (arguments.what != "kernel" || arguments.device == "cpu") {
+    if (needs_gpu) throw InputError("problem lines and --paths are of `bench kernel` on the GPU alone");
+    return false;
+  }
+  if ((needs_gpu || arguments.device == "cuda") && !unavailable.empty()) throw EnvironmentError(unavailable);
+  return unavailable.empty();
+}
+
+nlohmann::json measure(const Arguments& arguments, bool on_gpu, const BenchProgress& progress) {
+  const int rounds = arguments.rounds > 0 ? arguments.rounds : on_gpu ? kGpuRounds : kCpuRounds;
+  if (on_gpu)
+    return bench_kernel_on_gpu({arguments.problems, arguments.contestants, read_gate(find_gate("default")),
+                                arguments.all_heads, arguments.threads, rounds},
+                               progress);
+  const BenchOptions options{arguments.threads, rounds};
+  if (arguments.what == "kernel") return bench_kernel_on_cpu(options, progress);
+  if (arguments.what == "truth") return bench_truth_cuda(options, progress);
+  return arguments.what == "memory" ? bench_reference_memory(options) : bench_reference(options, progress);
+}
+
+void run(const Arguments& arguments, const Context& context) {
+  if (!arguments.json.empty()) PendingFile(arguments.json, arguments.overwrite);  // refused before the work
+  const bool on_gpu = runs_on_gpu(arguments);
+  ProgressLine line(true, 1);
+  nlohmann::json figures = measure(
+      arguments, on_gpu, [&](std::string_view what, double share) { line.update("bench", what, share); });
+  line.clear();
+  figures["command"] = context.command_line;
+  const std::string text = figures.dump(2) + "\n";
+  fmt::print("{}", on_gpu ? gpu_bench_table(figures) : text);
+  if (!arguments.json.empty()) write_file(arguments.json, text, arguments.overwrite);
+}
+
+}  // namespace
 
 void add_bench_command(CLI::App& app, Context& context) {
-  struct Arguments {
-    std::string what, json;
-    BenchOptions options;
-    bool overwrite = false;
-  };
-  CLI::App* command =
-      app.add_subcommand("bench", "Measure speed: the truth, its memory, or the kernel's CPU backend");
+  CLI::App* command = app.add_subcommand(
+      "bench", "Measure speed: the truth, its memory, or the kernel on the GPU or the CPU");
   auto arguments = std::make_shared<Arguments>();
   command->add_option("WHAT", arguments->what, "reference, memory, truth or kernel")
       ->required()
       ->check(CLI::IsMember({"reference", "memory", "truth", "kernel"}));
-  command->add_option("--json", arguments->json, "Write the figures here too");
-  command->add_option("--rounds", arguments->options.rounds, "Timed rounds")
+  command->add_option("PROBLEM", arguments->problems, "kernel, on the GPU: problem lines to time");
+  command
+      ->add_option("--paths", arguments->contestants,
+                   "kernel, on the GPU: PATH, PATH/no_sink or PATH/residual, with commas between them")
+      ->delimiter(',');
+  command
+      ->add_option("--device", arguments->device, "kernel: cuda, cpu, or auto (the GPU where there is one)")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  command->add_option("--threads", arguments->options.threads, "Threads (0: all)")
+      ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
+  command->add_option("--json", arguments->json, "Write the figures here too");
+  command->add_option("--rounds", arguments->rounds, "Timed rounds (0: 20 on the GPU, else 7)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000));
+  command->add_option("--threads", arguments->threads, "Threads (0: all)")
       ->capture_default_str()
       ->check(CLI::Range(0, 4096));
   command->add_flag("--overwrite", arguments->overwrite, "Replace the file if it exists");
-  command->footer("Example:\n  sinkscope bench reference --json reference.json");
-  command->callback([arguments, &context] {
-    if (!arguments->json.empty())
-      PendingFile(arguments->json, arguments->overwrite);  // refused before the work
-    ProgressLine line(true, 1);
-    const auto progress = [&](std::string_view what, int round) {
-      line.update(what, fmt::format("round {}", round),
-                  static_cast<double>(round) / (arguments->options.rounds + 1));
-    };
-    nlohmann::json figures = arguments->what == "kernel"   ? bench_kernel(arguments->options, progress)
-                             : arguments->what == "truth"  ? bench_truth_cuda(arguments->options, progress)
-                             : arguments->what == "memory" ? bench_reference_memory(arguments->options)
-                                                           : bench_reference(arguments->options, progress);
-    line.clear();
-    figures["command"] = context.command_line;
-    const std::string text = figures.dump(2) + "\n";
-    fmt::print("{}", text);
-    if (!arguments->json.empty()) write_file(arguments->json, text, arguments->overwrite);
-  });
+  command->footer(
+      "Examples:\n  sinkscope bench reference --json reference.json\n"
+      "  sinkscope bench kernel \"b1 hq64 hkv8 sq8192 sk8192 d64 bf16 causal w128\"");
+  command->callback([arguments, &context] { run(*arguments, context); });
 }
 
 }  // namespace sinkscope::cli

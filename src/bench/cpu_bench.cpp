@@ -15,7 +15,7 @@ constexpr std::array kContestants = {"sink_kernel", "flash_attention_2", "eager"
 }  // namespace
 
 // Paths are timed as `compare` runs them: copies between their world and ours are part of each one's time.
-nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& progress) {
+nlohmann::json bench_kernel_on_cpu(const BenchOptions& options, const BenchProgress& progress) {
   nlohmann::json result;
   for (const char* dtype : {"fp32", "bf16"}) {
     const std::string line = std::string("b1 hq8 hkv8 sq4096 sk4096 d64 ") + dtype + " causal seed=1";
@@ -31,7 +31,7 @@ nlohmann::json bench_kernel(const BenchOptions& options, const BenchProgress& pr
           backends[name] = *reason;
           continue;
         }
-        if (progress) progress(name, round + 1);
+        if (progress) progress(name, (round + 1.0) / (options.rounds + 1));
         const auto start = std::chrono::steady_clock::now();
         backends[name] = path.run(c, {options.threads, true}).backend;
         const double elapsed =
