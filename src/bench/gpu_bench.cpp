@@ -19,6 +19,8 @@ namespace sinkscope {
 namespace {
 
 constexpr int kWarmUpRounds = 3;
+constexpr double kSlowSeconds = 0.1;  // of both passes: a contestant that takes longer gets kSlowRounds
+constexpr int kSlowRounds = 3;
 constexpr int kGemmSize = 8192;
 constexpr double kGemmFlops = 2.0 * kGemmSize * kGemmSize * kGemmSize;
 constexpr std::string_view kNoSink = "/no_sink";
@@ -38,6 +40,7 @@ struct Contestant {
   PreparedPath prepared;
   std::string unavailable;  // why it was not timed, or empty
   OutputCheck check;
+  bool slow = false;
   Seconds forward, backward;
 };
 
@@ -87,6 +90,17 @@ class Question {
   std::optional<Truth> truth_with_sink_, truth_without_;
 };
 
+// Runs both passes twice, for the first time that allocates and loads, and sees whether it is slow.
+void warm_up(Contestant& contestant, DeviceTimer& timer) {
+  double seconds = 0;
+  for (const auto& pass : {contestant.prepared.forward, contestant.prepared.backward}) {
+    if (!pass) continue;
+    timer.warm_up(pass);
+    seconds += timer.seconds_of(pass);
+  }
+  contestant.slow = seconds > kSlowSeconds;
+}
+
 // Lays the case out on the GPU and runs it once, or says why not.
 void prepare(Contestant& contestant, Question& question, DeviceTimer& timer) {
   Case& c = question.of(contestant);
@@ -103,8 +117,7 @@ void prepare(Contestant& contestant, Question& question, DeviceTimer& timer) {
   c.problem.residual = residual || contestant.residual;
   try {
     contestant.prepared = path.prepare(c);
-    timer.warm_up(contestant.prepared.forward);
-    if (contestant.prepared.backward) timer.warm_up(contestant.prepared.backward);
+    warm_up(contestant, timer);
   } catch (const std::exception& e) {
     contestant.prepared = {};
     contestant.unavailable = e.what();
@@ -130,6 +143,7 @@ void run_round(std::vector<Contestant>& contestants, Rates& rates, DeviceTimer& 
     Contestant& contestant =
         contestants[(i + static_cast<std::size_t>(round + kWarmUpRounds)) % contestants.size()];
     if (!contestant.unavailable.empty()) continue;
+    if (contestant.slow && (round < 0 || round >= kSlowRounds)) continue;
     time(contestant.prepared.forward, contestant.forward);
     if (contestant.prepared.backward) time(contestant.prepared.backward, contestant.backward);
   }
