@@ -162,7 +162,8 @@ double median_of(const Seconds& seconds) {
 nlohmann::json ratios(const Seconds& numerator, const Seconds& denominator, double offset = 0) {
   if (numerator.empty() || denominator.empty()) return nullptr;
   Seconds values;
-  for (std::size_t i = 0; i < numerator.size(); ++i) values.push_back(numerator[i] / denominator[i] + offset);
+  const std::size_t rounds = std::min(numerator.size(), denominator.size());  // slow ones have fewer
+  for (std::size_t i = 0; i < rounds; ++i) values.push_back(numerator[i] / denominator[i] + offset);
   return spread_of(values);
 }
 
