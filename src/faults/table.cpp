@@ -34,7 +34,6 @@ Path wrap(const Path& healthy, const char* name, Unsupported invisible, Run run)
   path.run = [healthy, run = std::move(run)](const Case& c, const PathOptions& options) {
     return run(healthy, c, options);
   };
-  path.prepare = nullptr;  // a mistake is judged, not timed
   return path;
 }
 
