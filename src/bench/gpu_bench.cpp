@@ -56,6 +56,11 @@ Contestant parse_contestant(const std::string& name) {
   return contestant;
 }
 
+bool has_gpu_truth() {
+  const TorchModule& torch = torch_module();
+  return torch.cuda_unavailable.empty() && torch.cuda_truth != nullptr;
+}
+
 // A problem with and without its sink; the truths of the heads to check are worked out when first asked for.
 class Question {
  public:
@@ -77,8 +82,7 @@ class Question {
     std::optional<Truth>& truth = contestant.sink ? truth_with_sink_ : truth_without_;
     if (!truth) {
       const Case part = part_of(of(contestant), heads_);
-      const TorchModule& torch = torch_module();
-      truth = torch.cuda_truth != nullptr ? torch.cuda_truth(part) : compute_truth(part, threads_);
+      truth = has_gpu_truth() ? torch_module().cuda_truth(part) : compute_truth(part, threads_);
     }
     return *truth;
   }
@@ -223,7 +227,7 @@ nlohmann::json contestant_figures(const Contestant& contestant, const Problem& p
 }
 
 std::string checked_text(const Question& question) {
-  const char* const truth = torch_module().cuda_truth != nullptr ? "GPU's" : "Eigen";
+  const char* const truth = has_gpu_truth() ? "GPU's" : "Eigen";
   const std::int64_t all = question.problem().shape.hkv;
   if (question.heads().count == all) return fmt::format("every head against the {} truth", truth);
   return fmt::format("kv head {} of {} against the {} truth, the rest for finiteness", question.heads().first,
@@ -281,9 +285,10 @@ nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchPr
   for (const std::string& line : lines) parse_problem(line);  // refused before the work
   for (const std::string& name : names) parse_contestant(name);
 
-  const auto gemm = torch_module().cuda_gemm;
   DeviceTimer timer;
-  const std::function<void()> product = gemm != nullptr ? gemm(kGemmSize) : std::function<void()>();
+  const TorchModule& torch = torch_module();
+  const bool has_gemm = torch.cuda_unavailable.empty() && torch.cuda_gemm != nullptr;
+  const std::function<void()> product = has_gemm ? torch.cuda_gemm(kGemmSize) : std::function<void()>();
   if (product) timer.warm_up(product);
   nlohmann::json figures;
   for (std::size_t index = 0; index < lines.size(); ++index) {

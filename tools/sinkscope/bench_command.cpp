@@ -78,6 +78,8 @@ void add_bench_command(CLI::App& app, Context& context) {
       ->add_option("--device", arguments->device, "kernel: cuda, cpu, or auto (the GPU where there is one)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
+  command->add_flag("--all-heads", arguments->all_heads,
+                    "kernel, on the GPU: check every head of what was timed, not one key/value head's");
   command->add_option("--json", arguments->json, "Write the figures here too");
   command->add_option("--rounds", arguments->rounds, "Timed rounds (0: 20 on the GPU, else 7)")
       ->capture_default_str()
