@@ -45,13 +45,16 @@ std::vector<std::string> default_contestants();
 // Forward and backward of paths on the GPU, each launch timed alone by the device's clock with the L2 flushed
 // before it, next to the machine's own matrix and copy rates; every timed output is checked and a wrong one has
 // no time. Keys: src/bench/README.md. Throws EnvironmentError where there is no GPU or no contestant runs on it.
-nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchProgress& progress = {});
+// `finished`, if given, gets what there is after each problem.
+nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchProgress& progress = {},
+                                   const std::function<void(const nlohmann::json&)>& finished = {});
 
 // Why bench_kernel_on_gpu() cannot work here, or empty.
 std::string gpu_bench_unavailable();
 
-// The figures of bench_kernel_on_gpu() as Markdown, one table for each problem.
-std::string gpu_bench_table(const nlohmann::json& figures);
+// The figures of bench_kernel_on_gpu() as Markdown: the heading, and one problem.
+std::string gpu_bench_heading(const nlohmann::json& figures);
+std::string gpu_problem_table(const nlohmann::json& problem);
 
 // Peak memory of the truth on one problem of S 8192, 64 query and 8 key/value heads, d 64: peak_gib, seconds.
 nlohmann::json bench_reference_memory(const BenchOptions& options);

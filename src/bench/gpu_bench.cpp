@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 
 #include "fmt/format.h"
 
@@ -21,6 +22,7 @@ namespace {
 constexpr int kWarmUpRounds = 3;
 constexpr double kSlowSeconds = 0.1;  // of both passes: a contestant that takes longer gets kSlowRounds
 constexpr int kSlowRounds = 3;
+constexpr double kTooSlowSeconds = 0.5;  // one that takes this long is not timed
 constexpr int kGemmSize = 8192;
 constexpr double kGemmFlops = 2.0 * kGemmSize * kGemmSize * kGemmSize;
 constexpr std::string_view kNoSink = "/no_sink";
@@ -103,6 +105,9 @@ void warm_up(Contestant& contestant, DeviceTimer& timer) {
     seconds += timer.seconds_of(pass);
   }
   contestant.slow = seconds > kSlowSeconds;
+  if (seconds > kTooSlowSeconds)
+    throw std::runtime_error(
+        fmt::format("takes {:.2f} s, over {} s: too slow to be timed", seconds, kTooSlowSeconds));
 }
 
 // Lays the case out on the GPU and runs it once, or says why not.
@@ -252,20 +257,35 @@ nlohmann::json problem_figures(const std::string& line, Question& question, cons
   return figures;
 }
 
+nlohmann::json time_problem(const std::string& line, Question& question, const GpuBenchOptions& options,
+                            Rates rates, DeviceTimer& timer, const BenchProgress& report) {
+  std::vector<Contestant> contestants;
+  for (const std::string& name : options.contestants.empty() ? default_contestants() : options.contestants)
+    contestants.push_back(parse_contestant(name));
+  for (Contestant& contestant : contestants) prepare(contestant, question, timer);
+  for (int round = -kWarmUpRounds; round < options.rounds; ++round) {
+    const int done = std::max(0, round);
+    report(fmt::format("round {}", done + 1), 0.3 + 0.4 * done / options.rounds);
+    run_round(contestants, rates, timer, round);
+  }
+  for (Contestant& contestant : contestants) {
+    report(fmt::format("check of {}", contestant.name), 0.7);
+    if (contestant.unavailable.empty()) check(contestant, question, options);
+  }
+  return problem_figures(line, question, rates, contestants);
+}
+
 }  // namespace
 
 std::vector<std::string> default_gpu_problems() {
-  std::vector<std::string> lines;
-  for (const char* sizes :
-       {"b1 hq64 hkv8 sq4096 sk4096", "b1 hq64 hkv8 sq8192 sk8192", "b1 hq64 hkv8 sq16384 sk16384",
-        "b1 hq64 hkv8 sq32768 sk32768", "b4 hq64 hkv8 sq2048 sk2048"})
-    lines.push_back(fmt::format("{} d64 bf16 causal", sizes));
-  for (const char* sizes : {"b1 hq64 hkv8 sq4096 sk4096", "b1 hq64 hkv8 sq16384 sk16384",
-                            "b1 hq64 hkv8 sq32768 sk32768", "b4 hq64 hkv8 sq2048 sk2048"})
-    lines.push_back(fmt::format("{} d64 bf16 causal w128", sizes));
-  for (const char* sizes : {"b1 hq32 hkv8 sq8192 sk8192", "b1 hq32 hkv8 sq16384 sk16384"})
-    lines.push_back(fmt::format("{} d128 bf16 causal", sizes));
-  return lines;
+  // Those of the longest context last: they take the most time.
+  return {
+      "b1 hq64 hkv8 sq4096 sk4096 d64 bf16 causal",      "b1 hq64 hkv8 sq8192 sk8192 d64 bf16 causal",
+      "b1 hq64 hkv8 sq16384 sk16384 d64 bf16 causal",    "b4 hq64 hkv8 sq2048 sk2048 d64 bf16 causal",
+      "b1 hq64 hkv8 sq4096 sk4096 d64 bf16 causal w128", "b1 hq64 hkv8 sq16384 sk16384 d64 bf16 causal w128",
+      "b4 hq64 hkv8 sq2048 sk2048 d64 bf16 causal w128", "b1 hq32 hkv8 sq8192 sk8192 d128 bf16 causal",
+      "b1 hq32 hkv8 sq16384 sk16384 d128 bf16 causal",   "b1 hq64 hkv8 sq32768 sk32768 d64 bf16 causal w128",
+      "b1 hq64 hkv8 sq32768 sk32768 d64 bf16 causal"};
 }
 
 std::vector<std::string> default_contestants() {
@@ -277,20 +297,21 @@ std::string gpu_bench_unavailable() {
   return cuda_kernel_device() ? "" : "no GPU of compute capability 9.0 is here";
 }
 
-nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchProgress& progress) {
+nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchProgress& progress,
+                                   const std::function<void(const nlohmann::json&)>& finished) {
   if (const std::string reason = gpu_bench_unavailable(); !reason.empty()) throw EnvironmentError(reason);
   const std::vector<std::string> lines = options.problems.empty() ? default_gpu_problems() : options.problems;
-  const std::vector<std::string> names =
-      options.contestants.empty() ? default_contestants() : options.contestants;
   for (const std::string& line : lines) parse_problem(line);  // refused before the work
-  for (const std::string& name : names) parse_contestant(name);
 
   DeviceTimer timer;
   const TorchModule& torch = torch_module();
   const bool has_gemm = torch.cuda_unavailable.empty() && torch.cuda_gemm != nullptr;
   const std::function<void()> product = has_gemm ? torch.cuda_gemm(kGemmSize) : std::function<void()>();
   if (product) timer.warm_up(product);
-  nlohmann::json figures;
+  nlohmann::json figures = {{"device", *cuda_kernel_device()},
+                            {"rounds", options.rounds},
+                            {"l2_mib", timer.l2_bytes() / 1048576.0},
+                            {"machine", machine_json(options.threads)}};
   for (std::size_t index = 0; index < lines.size(); ++index) {
     const auto report = [&](std::string_view what, double share) {
       if (progress)
@@ -299,28 +320,11 @@ nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchPr
     };
     report("inputs", 0);
     Question question(lines[index], static_cast<std::int64_t>(index), options);
-    std::vector<Contestant> contestants;
-    for (const std::string& name : names) {
-      contestants.push_back(parse_contestant(name));
-      prepare(contestants.back(), question, timer);
-    }
-    Rates rates{product, {}, {}};
-    for (int round = -kWarmUpRounds; round < options.rounds; ++round) {
-      report(fmt::format("round {}", std::max(0, round + 1)),
-             0.3 + 0.4 * std::max(0, round) / options.rounds);
-      run_round(contestants, rates, timer, round);
-    }
-    for (Contestant& contestant : contestants) {
-      report(fmt::format("check of {}", contestant.name), 0.7);
-      if (contestant.unavailable.empty()) check(contestant, question, options);
-    }
-    figures["problems"].push_back(problem_figures(lines[index], question, rates, contestants));
+    figures["problems"].push_back(
+        time_problem(lines[index], question, options, Rates{product, {}, {}}, timer, report));
+    figures["late_launches"] = timer.late_launches();
+    if (finished) finished(figures);
   }
-  figures["rounds"] = options.rounds;
-  figures["device"] = *cuda_kernel_device();
-  figures["l2_mib"] = timer.l2_bytes() / 1048576.0;
-  figures["late_launches"] = timer.late_launches();
-  figures["machine"] = machine_json(options.threads);
   return figures;
 }
 

@@ -51,10 +51,17 @@ void add_price(std::string& text, const json& price, const char* what) {
   text += "  \n";
 }
 
-void add_problem(std::string& text, const json& problem) {
-  text += fmt::format("### {}\n\n", problem["problem"].get<std::string>());
+}  // namespace
+
+std::string gpu_bench_heading(const json& figures) {
+  return fmt::format("## {}, {} rounds\n\n", figures["device"].get<std::string>(),
+                     figures["rounds"].get<int>());
+}
+
+std::string gpu_problem_table(const json& problem) {
+  std::string text = fmt::format("### {}\n\n", problem["problem"].get<std::string>());
   const std::string gemm = problem["gemm_tflops"].is_null()
-                               ? "no matrix rate (needs libtorch on the GPU)"
+                               ? "No matrix rate (needs libtorch on the GPU)"
                                : fmt::format("GEMM {:.0f} TFLOP/s", problem["gemm_tflops"].get<double>());
   text += fmt::format("{}, copy {:.2f} TB/s. Checked: {}.\n\n", gemm, problem["copy_tbytes"].get<double>(),
                       problem["checked"].get<std::string>());
@@ -75,19 +82,7 @@ void add_problem(std::string& text, const json& problem) {
   }
   add_price(notes, problem["price_of_sink"], "sink");
   add_price(notes, problem["price_of_residual"], "residual");
-  text += fmt::format("\n{}\n", notes);
-}
-
-}  // namespace
-
-std::string gpu_bench_table(const json& figures) {
-  std::string text =
-      fmt::format("## {}, {} rounds\n\n", figures["device"].get<std::string>(), figures["rounds"].get<int>());
-  for (const json& problem : figures["problems"]) add_problem(text, problem);
-  if (const int late = figures["late_launches"]; late > 0)
-    text += fmt::format("{} launches outlasted the hold of the stream: their times may contain the host's.\n",
-                        late);
-  return text;
+  return text + fmt::format("\n{}\n", notes);
 }
 
 }  // namespace sinkscope

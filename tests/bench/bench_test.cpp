@@ -155,18 +155,13 @@ TEST(Table, AWrongContestantHasNoTime) {
   wrong["name"] = "eager";
   wrong["wrong"] = "dq: relative L2 of 0.3, wanted 0.05 at most";
   wrong["forward"] = nullptr;
-  const nlohmann::json figures = {{"device", "GPU"},
-                                  {"rounds", 1},
-                                  {"late_launches", 0},
-                                  {"problems",
-                                   {{{"problem", "b1"},
-                                     {"gemm_tflops", 790.0},
-                                     {"copy_tbytes", 4.2},
-                                     {"checked", "kv head 0 of 1"},
-                                     {"contestants", {right, wrong}},
-                                     {"price_of_sink", nullptr},
-                                     {"price_of_residual", nullptr}}}}};
-  const std::string table = gpu_bench_table(figures);
+  const std::string table = gpu_problem_table({{"problem", "b1"},
+                                               {"gemm_tflops", 790.0},
+                                               {"copy_tbytes", 4.2},
+                                               {"checked", "kv head 0 of 1"},
+                                               {"contestants", {right, wrong}},
+                                               {"price_of_sink", nullptr},
+                                               {"price_of_residual", nullptr}});
   EXPECT_NE(table.find("| sink_kernel | forward | 0.5 (0.5 to 0.5) | 321 | 40 % | 10 % | - |"),
             std::string::npos)
       << table;

@@ -11,13 +11,17 @@ import torch
 
 # As `sinkscope bench kernel` has them (src/bench/gpu_bench.cpp).
 PROBLEMS = [
-    *(f"{sizes} d64 bf16 causal" for sizes in (
-        "b1 hq64 hkv8 sq4096 sk4096", "b1 hq64 hkv8 sq8192 sk8192", "b1 hq64 hkv8 sq16384 sk16384",
-        "b1 hq64 hkv8 sq32768 sk32768", "b4 hq64 hkv8 sq2048 sk2048")),
-    *(f"{sizes} d64 bf16 causal w128" for sizes in (
-        "b1 hq64 hkv8 sq4096 sk4096", "b1 hq64 hkv8 sq16384 sk16384", "b1 hq64 hkv8 sq32768 sk32768",
-        "b4 hq64 hkv8 sq2048 sk2048")),
-    *(f"{sizes} d128 bf16 causal" for sizes in ("b1 hq32 hkv8 sq8192 sk8192", "b1 hq32 hkv8 sq16384 sk16384")),
+    "b1 hq64 hkv8 sq4096 sk4096 d64 bf16 causal",
+    "b1 hq64 hkv8 sq8192 sk8192 d64 bf16 causal",
+    "b1 hq64 hkv8 sq16384 sk16384 d64 bf16 causal",
+    "b4 hq64 hkv8 sq2048 sk2048 d64 bf16 causal",
+    "b1 hq64 hkv8 sq4096 sk4096 d64 bf16 causal w128",
+    "b1 hq64 hkv8 sq16384 sk16384 d64 bf16 causal w128",
+    "b4 hq64 hkv8 sq2048 sk2048 d64 bf16 causal w128",
+    "b1 hq32 hkv8 sq8192 sk8192 d128 bf16 causal",
+    "b1 hq32 hkv8 sq16384 sk16384 d128 bf16 causal",
+    "b1 hq64 hkv8 sq32768 sk32768 d64 bf16 causal w128",
+    "b1 hq64 hkv8 sq32768 sk32768 d64 bf16 causal",
 ]
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32}

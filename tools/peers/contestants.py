@@ -86,3 +86,4 @@ CONTESTANTS = {
     "flash_attention_4/no_sink": lambda case, _: FlashAttention4(case, sink=False, deterministic=False),
     "flash_attention_2": lambda case, _: AtenFlashAttention2(case),
 }
+DEFAULT = ("sink_kernel", "sink_kernel/residual", "flash_attention_4", "flash_attention_4/deterministic", "flash_attention_2")

@@ -4,13 +4,9 @@
 ERRORS = {"out": "out", "bias": "one-signed share of out's error", "dq": "dq", "dk": "dk", "dv": "dv", "dsinks": "dsinks / M"}
 
 
-def markdown(figures: dict) -> str:
-    lines = ["## " + ", ".join(f"{name} {value}" for name, value in figures["machine"].items()), ""]
-    if "captures" in figures:
-        lines += captures(figures["captures"])
-    for problem in figures.get("problems", []):
-        lines += timed(problem)
-    return "\n".join(lines)
+def heading(figures: dict) -> list[str]:
+    machine = ", ".join(f"{name} {value}" for name, value in figures["machine"].items())
+    return [f"## {machine}; {figures['rounds']} rounds", ""]
 
 
 def captures(found: dict) -> list[str]:

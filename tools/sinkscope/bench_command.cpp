@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
 #include <memory>
 
 #include "fmt/format.h"
@@ -23,6 +24,10 @@ struct Arguments {
   bool all_heads = false, overwrite = false;
 };
 
+int rounds_of(const Arguments& arguments, int usual) {
+  return arguments.rounds > 0 ? arguments.rounds : usual;
+}
+
 // Where `bench kernel` runs: as asked, else on the GPU where there is one that can.
 bool runs_on_gpu(const Arguments& arguments) {
   const bool needs_gpu = !arguments.problems.empty() || !arguments.contestants.empty();
@@ -35,28 +40,42 @@ bool runs_on_gpu(const Arguments& arguments) {
   return unavailable.empty();
 }
 
-nlohmann::json measure(const Arguments& arguments, bool on_gpu, const BenchProgress& progress) {
-  const int rounds = arguments.rounds > 0 ? arguments.rounds : on_gpu ? kGpuRounds : kCpuRounds;
-  if (on_gpu)
-    return bench_kernel_on_gpu({arguments.problems, arguments.contestants, read_gate(find_gate("default")),
-                                arguments.all_heads, arguments.threads, rounds},
-                               progress);
-  const BenchOptions options{arguments.threads, rounds};
-  if (arguments.what == "kernel") return bench_kernel_on_cpu(options, progress);
-  if (arguments.what == "truth") return bench_truth_cuda(options, progress);
-  return arguments.what == "memory" ? bench_reference_memory(options) : bench_reference(options, progress);
+// Prints each problem as it is finished and writes what there is, so that a run that is cut short leaves what it had.
+void run_on_gpu(const Arguments& arguments, const Context& context, const BenchProgress& progress,
+                ProgressLine& line) {
+  const GpuBenchOptions options{arguments.problems,  arguments.contestants, read_gate(find_gate("default")),
+                                arguments.all_heads, arguments.threads,     rounds_of(arguments, kGpuRounds)};
+  bool overwrite = arguments.overwrite;
+  bench_kernel_on_gpu(options, progress, [&](nlohmann::json figures) {
+    line.clear();
+    if (figures["problems"].size() == 1) fmt::print("{}", gpu_bench_heading(figures));
+    fmt::print("{}", gpu_problem_table(figures["problems"].back()));
+    std::fflush(stdout);
+    figures["command"] = context.command_line;
+    if (!arguments.json.empty()) write_file(arguments.json, figures.dump(2) + "\n", overwrite);
+    overwrite = true;  // it is ours now
+  });
 }
 
 void run(const Arguments& arguments, const Context& context) {
   if (!arguments.json.empty()) PendingFile(arguments.json, arguments.overwrite);  // refused before the work
-  const bool on_gpu = runs_on_gpu(arguments);
   ProgressLine line(true, 1);
-  nlohmann::json figures = measure(
-      arguments, on_gpu, [&](std::string_view what, double share) { line.update("bench", what, share); });
+  const BenchProgress progress = [&](std::string_view what, double share) {
+    line.update("bench", what, share);
+  };
+  if (runs_on_gpu(arguments)) {
+    run_on_gpu(arguments, context, progress, line);
+    return;
+  }
+  const BenchOptions options{arguments.threads, rounds_of(arguments, kCpuRounds)};
+  nlohmann::json figures = arguments.what == "kernel"   ? bench_kernel_on_cpu(options, progress)
+                           : arguments.what == "truth"  ? bench_truth_cuda(options, progress)
+                           : arguments.what == "memory" ? bench_reference_memory(options)
+                                                        : bench_reference(options, progress);
   line.clear();
   figures["command"] = context.command_line;
   const std::string text = figures.dump(2) + "\n";
-  fmt::print("{}", on_gpu ? gpu_bench_table(figures) : text);
+  fmt::print("{}", text);
   if (!arguments.json.empty()) write_file(arguments.json, text, arguments.overwrite);
 }
 
