@@ -12,7 +12,7 @@ except ImportError as error:
     sys.exit(77)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
-from peers import report, truth  # noqa: E402
+from peers import report, targets, truth  # noqa: E402
 from peers.cases import Case, capture  # noqa: E402
 from peers.kernel import Library  # noqa: E402
 from peers.timing import spread  # noqa: E402
@@ -88,6 +88,23 @@ def test_a_wrong_contestant_has_no_row() -> None:
     assert "| fast |" not in text and "**wrong**" in text
 
 
+def test_a_target_is_short_of_the_best_peer_alone() -> None:
+    against = {"flash_attention_4": {"median": 1.02}, "flash_attention_2": {"median": 1.9}}
+    own = {which: {"ms": {"median": 1.0}, "against": against} for which in ("forward", "backward")}
+    heads = {"out": [1e-3, 2e-3], "dq": [3e-3, 5e-3]}
+    errors_ = {"dq": {"median": 4e-3, "max": 5e-3}, "out": {"median": 1.5e-3, "max": 2e-3}}
+    figures = {"problems": [{"problem": targets.S8192, "contestants": {"sink_kernel": own}}],
+               "captures": {"sink_kernel": {"errors": errors_, "per_head": heads},
+                            "flash_attention_4": {"per_head": {"out": [1e-3, 1e-3], "dq": [4e-3, 5e-3]}}}}
+    text = "\n".join(targets.table(figures))
+    assert f"| {targets.S8192}, forward | 1.08 x the best peer | 1.02, **short** (flash_attention_4) | - |" in text, text
+    assert "| captures, median dq over heads | 0.0034 | 4.00e-03, **short** | - |" in text
+    assert "| captures, median out over heads | 0.0018 | 1.50e-03, met | - |" in text
+    assert "whose out is worse than flash_attention_4's | 0 | 1, **short** of 2 | - |" in text
+    assert "whose dq is worse than flash_attention_4's | 0 | 0, met of 2 | - |" in text
+    assert targets.SHORT not in text, "not measured"
+
+
 def test_quartiles() -> None:
     assert spread([5, 1, 4, 2, 3]) == {"median": 3, "q1": 2, "q3": 4, "min": 1, "max": 5, "rounds": 5}
 
@@ -101,6 +118,7 @@ if __name__ == "__main__":
     test_a_wrong_head_is_seen()
     test_captures_are_read()
     test_a_wrong_contestant_has_no_row()
+    test_a_target_is_short_of_the_best_peer_alone()
     test_quartiles()
     for library in sys.argv[1:]:
         test_structs_are_the_librarys(library)

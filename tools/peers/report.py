@@ -26,7 +26,7 @@ def timed(problem: dict) -> list[str]:
     peers = sorted({peer for f in problem["contestants"].values() for peer in f.get("forward", {}).get("against", {})})
     lines = [f"### {problem['problem']}", "", f"GEMM {problem['gemm_tflops']:.0f} TFLOP/s, copy {problem['copy_tbytes']:.2f} TB/s. "
              f"Checked: {problem['checked']}.", ""]
-    lines += ["| | | ms, median (quartiles) | TFLOP/s | of GEMM | " + "".join(f"against {peer} | " for peer in peers),
+    lines += ["| | | ms, median (quartiles) | TFLOP/s | of GEMM |" + "".join(f" against {peer} |" for peer in peers),
               "|---" * (5 + len(peers)) + "|"]
     notes = []
     for name, figures in problem["contestants"].items():
@@ -48,4 +48,4 @@ def row(name: str, which: str, figures: dict, peers: list[str]) -> str:
     ms = figures["ms"]
     against = [f"{figures['against'][peer]['median']:.2f} x" if peer in figures["against"] else "-" for peer in peers]
     return (f"| {name} | {which} | {ms['median']:.4g} ({ms['q1']:.4g} to {ms['q3']:.4g}) | {figures['tflops']:.0f} | "
-            f"{100 * figures['gemm_share']:.0f} % | " + "".join(f"{cell} | " for cell in against)).rstrip()
+            f"{100 * figures['gemm_share']:.0f} % |" + "".join(f" {cell} |" for cell in against))
