@@ -144,8 +144,9 @@ void backward_block(const BackwardItem& item, const BackwardScratch<Engine>& w, 
                      keys, kRowBlock, padded(d), false);
     Engine::multiply(Engine::keys(w.v, key, d), Engine::rows_transposed(w.dout_transposed, d), w.dp,
                      kRowBlock, keys, kRowBlock, padded(d), false);
-    if (!all_visible(item.span, row, row + count, key, keys)) mask_tile(item.span, row, key, keys, w.s);
-    probabilities_tile<Engine, dtype>(w.s, w.dp, keys, item.scale, facts, w);
+    if (!all_visible(item.span, row, row + count, key, keys))
+      mask_tile(item.span, row, key, keys, item.scale, w.s);
+    probabilities_tile<Engine, dtype>(w.s, w.dp, keys, logit_scale(item.scale), facts, w);
     if (item.dv != nullptr) {
       Engine::multiply(Engine::tile_left(w.p_left), Engine::rows(w.dout, d), item.dv + key * padded(d),
                        padded(d), keys, padded(d), kRowBlock, true);

@@ -158,8 +158,10 @@ void forward_block(const ForwardItem& item, const ForwardScratch<Engine>& w, std
     const std::int64_t at = key - first_packed;
     Engine::multiply(Engine::keys(w.k, at, d), Engine::rows_transposed(w.q, d), w.s, kRowBlock, keys,
                      kRowBlock, padded(d), false);
-    if (!all_visible(item.span, row, row + count, key, keys)) mask_tile(item.span, row, key, keys, w.s);
-    if (softmax_tile<Engine, dtype>(w.s, keys, item.scale, state, rescale, w.p_left, w.p_right)) {
+    if (!all_visible(item.span, row, row + count, key, keys))
+      mask_tile(item.span, row, key, keys, item.scale, w.s);
+    if (softmax_tile<Engine, dtype>(w.s, keys, logit_scale(item.scale), state, rescale, w.p_left,
+                                    w.p_right)) {
       for (std::int64_t c = 0; c < padded(d); ++c) {
         for (std::int64_t i = 0; i < kRowBlock; i += kLanes) {
           store(w.out + c * kRowBlock + i, load(w.out + c * kRowBlock + i) * load(rescale + i));

@@ -27,9 +27,18 @@ inline bool all_visible(const Span& s, std::int64_t row, std::int64_t end_row, s
   return key + count <= end_key(s, row) && key >= first_key(s, end_row - 1);
 }
 
-// Overwrites logits [keys, rows] of pairs that do not see each other with -inf; `count` keys, padding
-// included.
-inline void mask_tile(const Span& s, std::int64_t row, std::int64_t key, std::int64_t count, float* logits) {
+// The scale as logits are multiplied by it: not 0, so that what is hidden stays infinite.
+inline float logit_scale(float scale) {
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  if (scale < 0) return scale < -kLeast ? scale : -kLeast;
+  return scale > kLeast ? scale : kLeast;
+}
+
+// Overwrites logits [keys, rows] of pairs that do not see each other with what `scale` makes -inf; `count` keys,
+// padding included.
+inline void mask_tile(const Span& s, std::int64_t row, std::int64_t key, std::int64_t count, float scale,
+                      float* logits) {
+  const float hidden = scale < 0 ? kInfinity : -kInfinity;
   const std::int64_t diagonal = s.keys - s.rows;  // key j is row i's own when j = i + diagonal
   for (std::int64_t k = 0; k < count; ++k) {
     const std::int64_t j = key + k;
@@ -38,8 +47,8 @@ inline void mask_tile(const Span& s, std::int64_t row, std::int64_t key, std::in
     if (s.causal) low = clamp(j - diagonal - row, 0, kRowBlock);
     if (s.window > 0) high = least(high, clamp(j - diagonal + s.window - row, 0, kRowBlock));
     float* const line = logits + k * kRowBlock;
-    for (std::int64_t i = 0; i < least(low, kRowBlock); ++i) line[i] = -kInfinity;
-    for (std::int64_t i = high; i < kRowBlock; ++i) line[i] = -kInfinity;
+    for (std::int64_t i = 0; i < least(low, kRowBlock); ++i) line[i] = hidden;
+    for (std::int64_t i = high; i < kRowBlock; ++i) line[i] = hidden;
   }
 }
 

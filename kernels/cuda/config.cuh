@@ -16,9 +16,13 @@ inline constexpr int kSwizzleWidth = 64;   // elements of one 128-byte row of a 
 enum class TileRows : int { kOfHead, kOfGroup };
 
 // One producer warpgroup, of which one thread feeds the copy engine, and consumer warpgroups of 64 rows each.
-template <typename Element_, int kDim, TileRows kRows_>
+// With a residual to write, rows are divided by the sum of the rounded probabilities that multiplied V, which the product
+// with columns of ones gives: numerator and denominator agree, and Delta is as good as from an exact out. Else by the sum
+// of the unrounded ones, which costs no product.
+template <typename Element_, int kDim, TileRows kRows_, bool kResidual_>
 struct ForwardConfig {
   using Element = Element_;
+  static constexpr bool kResidual = kResidual_;
   static constexpr int kHeadDim = kDim;
   static constexpr TileRows kRows = kRows_;
   static constexpr int kConsumers = kDim == 64 ? 3 : 2;
@@ -68,6 +72,9 @@ struct ForwardPlan {
   alignas(1024) Element q[2][Config::kTileRows * Config::kHeadDim];
   alignas(1024) Element k[Config::kStages][kKeyElements];
   alignas(1024) Element v[Config::kStages][kKeyElements];
+  // 16 keys of ones behind the last column of V, where rounded probabilities are summed. Behind v, since descriptors only
+  // count forwards.
+  alignas(1024) Element ones[16 * kSwizzleWidth];
   alignas(16) std::int8_t residual[Config::kConsumers][kWarpgroupRows * Config::kHeadDim];
   ForwardItem item[2];  // beside q
   Barrier q_full[2], q_empty[2];

@@ -12,7 +12,8 @@
 namespace sink_attention::cuda {
 namespace {
 
-// How a problem is cut, and the kernel for it. Tile sizes are the same for bf16 and fp16.
+// How a problem is cut, and the kernel for it. Tile sizes are the same for both types, with and without
+// a residual.
 struct Cut {
   TileRows rows;
   std::int32_t positions;  // of a tile of rows
@@ -23,7 +24,7 @@ struct Cut {
 
 template <typename Element, int kDim, TileRows kRows>
 Cut cut_as(std::int32_t group, ForwardLaunch launch) {
-  using Config = ForwardConfig<Element, kDim, kRows>;
+  using Config = ForwardConfig<Element, kDim, kRows, false>;
   return {kRows, Config::kTileRows / group, group, Config::kTileKeys, launch};
 }
 
@@ -33,8 +34,8 @@ Cut find_cut(const Problem& p) {
   constexpr std::int64_t kFewestPositions = 8;
   const std::int64_t group = p.hq / p.hkv;
   const bool bf16 = p.dtype == DType::kBf16, d64 = p.d == 64;
-  const std::int64_t tile_rows = d64 ? ForwardConfig<__half, 64, TileRows::kOfGroup>::kTileRows
-                                     : ForwardConfig<__half, 128, TileRows::kOfGroup>::kTileRows;
+  const std::int64_t tile_rows = d64 ? ForwardConfig<__half, 64, TileRows::kOfGroup, false>::kTileRows
+                                     : ForwardConfig<__half, 128, TileRows::kOfGroup, false>::kTileRows;
   if (p.window > 0 && p.window <= kWidestWindow && group > 1 && group * kFewestPositions <= tile_rows) {
     const auto heads = static_cast<std::int32_t>(group);
     return d64 ? cut_as<__half, 64, TileRows::kOfGroup>(

@@ -86,6 +86,7 @@ struct ForwardConsumer {
   using Element = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim, kTileKeys = Config::kTileKeys;
   static constexpr bool kOfGroup = Config::kRows == TileRows::kOfGroup;
+  using Output = OutputFragment<kHeadDim, Config::kResidual>;
 
   const ForwardArguments& a;
   ForwardPlan<Config>& plan;
@@ -132,12 +133,13 @@ struct ForwardConsumer {
     const std::int32_t whole_begin =
         (document.first_key(last_row) - first_key(item) + kTileKeys - 1) / kTileKeys;
     const std::int32_t whole_end = (document.end_key(group_row) - first_key(item)) / kTileKeys;
-    float out[kHeadDim / 2] = {};
+    Output out;
     LogitFragment<kTileKeys> s;
     ProbabilityFragment<kTileKeys> p;
     float rescale[2];
     RowState state;
     state.clear();
+    out.clear();
 
     const auto softmax = [&](std::int32_t tile) {
       if (tile < whole_begin || tile >= whole_end) {
@@ -177,17 +179,17 @@ struct ForwardConsumer {
         release(&plan.k_empty[ring.slot]);
         softmax(tile);
         wgmma_wait<0>();
-        pin(out);
+        pin_output(out);
         release(&plan.v_empty[before.slot]);
         round_tile<Element>(s, p);
-        rescale_rows(out, rescale);
+        out.rescale(rescale);
       }
 
       barrier_wait(&plan.v_full[ring.slot], ring.parity);
       clear_values_past_end(item, tile + 1, ring.slot);
       issue_output(out, p, ring.slot);
       wgmma_wait<0>();
-      pin(out);
+      pin_output(out);
       release(&plan.v_empty[ring.slot]);
       ring.step();
     }
@@ -231,18 +233,28 @@ struct ForwardConsumer {
     wgmma_commit();
   }
 
-  // out += P V of one tile of keys, as one group of products.
-  __device__ __forceinline__ void issue_output(float (&out)[kHeadDim / 2],
-                                               const ProbabilityFragment<kTileKeys>& p,
+  // out += P V, or P [V, 1], of one tile of keys, as one group of products.
+  __device__ __forceinline__ void issue_output(Output& out, const ProbabilityFragment<kTileKeys>& p,
                                                std::int32_t slot) const {
     const std::uint32_t values = shared_address(plan.v[slot]);
-    pin(out);
+    const std::uint32_t last = values + (Output::kFirst == 0 ? 0 : kTileKeys * 128);
+    const std::uint32_t ones = shared_address(plan.ones);
+    pin_output(out);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kTileKeys / 16; ++step)
-      wgmma_rs<Element, Major::kMN>(out, p[step], wgmma_descriptor(values + step * 2048, kTileKeys * 128),
-                                    true);
+    for (int step = 0; step < kTileKeys / 16; ++step) {
+      const std::uint32_t at = step * 2048;
+      if constexpr (Output::kFirst != 0)
+        wgmma_rs<Element, Major::kMN>(out.first, p[step], wgmma_descriptor(values + at), true);
+      const std::uint32_t lead = Config::kResidual ? ones - last - at : kTileKeys * 128;
+      wgmma_rs<Element, Major::kMN>(out.last, p[step], wgmma_descriptor(last + at, lead), true);
+    }
     wgmma_commit();
+  }
+
+  __device__ __forceinline__ static void pin_output(Output& out) {
+    if constexpr (Output::kFirst != 0) pin(out.first);
+    pin(out.last);
   }
 
   // The first of this warpgroup's rows in the item's q.
@@ -305,14 +317,16 @@ struct ForwardConsumer {
   }
 
   // Normalises the rows and writes them, through shared memory so that whole lines leave.
-  __device__ __forceinline__ void finish(const ForwardItem& item, const float (&out)[kHeadDim / 2],
+  __device__ __forceinline__ void finish(const ForwardItem& item, const Output& out,
                                          const RowState& state) const {
     float factor[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Place place = place_of(item, 16 * warp + lane / 4 + 8 * r);
       const float sink = load_sink(a.sinks, a.sink_dtype, place.exists ? place.head : item.head);
-      const RowResult result = finish_row(state.high[r], state.pivot[r], quad_sum(state.sum[r]), sink);
+      const float sum = quad_sum(state.sum[r]);
+      const float divisor = Config::kResidual ? out.sum(r) : sum;
+      const RowResult result = finish_row(state.high[r], state.pivot[r], sum, divisor, sink);
       factor[r] = result.factor;
       if (a.lse != nullptr && lane % 4 == 0 && place.exists) a.lse[flat_row(item, place)] = result.lse;
     }
@@ -327,8 +341,7 @@ struct ForwardConsumer {
   }
 
   // Rounds the rows into shared memory: out as the swizzled tile that q was, the residual as plain rows.
-  __device__ __forceinline__ void stage_rows(const float (&out)[kHeadDim / 2],
-                                             const float (&factor)[2]) const {
+  __device__ __forceinline__ void stage_rows(const Output& out, const float (&factor)[2]) const {
     std::uint32_t own_lane[1] = {static_cast<std::uint32_t>(lane)};
     pin(own_lane);  // or every address below would be kept in a register all the while
     const int lane = static_cast<int>(own_lane[0]);
@@ -405,6 +418,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     prefetch_tensor_map(&a.k);
     prefetch_tensor_map(&a.v);
     init_barriers(plan);
+  }
+  if constexpr (Config::kResidual) {
+    for (int i = static_cast<int>(threadIdx.x); i < 16 * kSwizzleWidth; i += Config::kThreads)
+      plan.ones[i] = typename Config::Element(1.0F);
+    fence_proxy_async();
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {

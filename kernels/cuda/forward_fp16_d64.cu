@@ -4,7 +4,7 @@
 namespace sink_attention::cuda {
 
 Status launch_forward_fp16_d64(const ForwardArguments& arguments, int blocks, void* stream) {
-  return launch_forward<ForwardConfig<__half, 64, TileRows::kOfHead>>(arguments, blocks, stream);
+  return launch_forward<__half, 64, TileRows::kOfHead>(arguments, blocks, stream);
 }
 
 }  // namespace sink_attention::cuda

@@ -4,7 +4,7 @@
 namespace sink_attention::cuda {
 
 Status launch_forward_group_bf16_d64(const ForwardArguments& arguments, int blocks, void* stream) {
-  return launch_forward<ForwardConfig<__nv_bfloat16, 64, TileRows::kOfGroup>>(arguments, blocks, stream);
+  return launch_forward<__nv_bfloat16, 64, TileRows::kOfGroup>(arguments, blocks, stream);
 }
 
 }  // namespace sink_attention::cuda

@@ -4,7 +4,7 @@
 namespace sink_attention::cuda {
 
 Status launch_forward_group_fp16_d128(const ForwardArguments& arguments, int blocks, void* stream) {
-  return launch_forward<ForwardConfig<__half, 128, TileRows::kOfGroup>>(arguments, blocks, stream);
+  return launch_forward<__half, 128, TileRows::kOfGroup>(arguments, blocks, stream);
 }
 
 }  // namespace sink_attention::cuda

@@ -100,13 +100,31 @@ __device__ __forceinline__ void round_tile(const float (&s)[kCount], std::uint32
   for (int i = 0; i < kCount; i += 2) p[i / 8][i / 2 % 4] = pack_pair<Element>(s[i], s[i + 1]);
 }
 
-// Multiplies a thread's sums of P V by what its two rows' pivots have moved.
-template <int kCount>
-__device__ __forceinline__ void rescale_rows(float (&out)[kCount], const float (&factor)[2]) {
-  if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
+// Sums of P V of 64 rows; with kWithSum also of the same rounded P alone, eight times, behind the last 64 columns.
+template <int kHeadDim, bool kWithSum>
+struct OutputFragment {
+  static constexpr int kFirst = kHeadDim == 128 && kWithSum ? 32 : 0;
+  static constexpr int kLast = kHeadDim / 2 - kFirst + (kWithSum ? 4 : 0);
+  float first[kFirst == 0 ? 1 : kFirst];  // columns 0 to 63 of a head dim of 128 whose last 64 have the sum
+  float last[kLast];
+
+  __device__ __forceinline__ float& operator[](int i) { return i < kFirst ? first[i] : last[i - kFirst]; }
+  __device__ __forceinline__ float operator[](int i) const {
+    return i < kFirst ? first[i] : last[i - kFirst];
+  }
+  __device__ __forceinline__ float sum(int r) const { return last[kLast - 4 + 2 * r]; }
+
+  __device__ __forceinline__ void clear() {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) out[i] *= factor[i / 2 % 2];
-}
+    for (int i = 0; i < kFirst + kLast; ++i) (*this)[i] = 0;
+  }
+  // By what the two rows' pivots have moved.
+  __device__ __forceinline__ void rescale(const float (&factor)[2]) {
+    if (!__any_sync(0xFFFFFFFF, factor[0] != 1 || factor[1] != 1)) return;
+#pragma unroll
+    for (int i = 0; i < kFirst + kLast; ++i) (*this)[i] *= factor[i / 2 % 2];
+  }
+};
 
 // A sink as a float; -inf where there is none.
 __device__ __forceinline__ float load_sink(const void* sinks, DType dtype, std::int32_t head) {
@@ -127,17 +145,18 @@ struct RowResult {
 };
 
 // Folds the sink in, with the larger of it and the greatest logit as pivot, so that nothing overflows.
-__device__ __forceinline__ RowResult finish_row(float high, float pivot, float sum, float sink) {
+__device__ __forceinline__ RowResult finish_row(float high, float pivot, float sum, float divisor,
+                                                float sink) {
   constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
   const bool no_keys = high == -CUDART_INF_F && sum == 0;  // not where logits are NaN
   if (no_keys || (sink == CUDART_INF_F && sum == sum)) return {0.0F, sink};
   const float sink_over = static_cast<float>(sink * kLog2E - pivot);  // in units of log2
   if (!(sink_over > 0)) {
     const float sink_weight = exp2f(sink_over);
-    return {1.0F / (sum + sink_weight), static_cast<float>(pivot * kLn2 + logf(sum + sink_weight))};
+    return {1.0F / (divisor + sink_weight), static_cast<float>(pivot * kLn2 + logf(sum + sink_weight))};
   }
   const float weight = exp2f(-sink_over);
-  return {weight / fmaf(sum, weight, 1.0F), static_cast<float>(sink + double{log1pf(sum * weight)})};
+  return {weight / fmaf(divisor, weight, 1.0F), static_cast<float>(sink + double{log1pf(sum * weight)})};
 }
 
 // out's rounding residual in units of 2^-8 of its last place.

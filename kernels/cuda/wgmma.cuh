@@ -47,7 +47,7 @@ __device__ __forceinline__ void pin(T (&registers)[kCount]) {
 // K-major: `stride` is from 8 rows to the next 8 (1024 in a dense tile), `lead` is not used; the next 16 k lie
 //   32 bytes on, the next 64 k in the next tile of 128-byte rows.
 // MN-major: `stride` is from 8 k to the next 8 (1024), `lead` from 64 m or n to the next 64; the next 16 k lie
-//   2048 bytes on.
+//   2048 bytes on. (With N = 72 `lead` only says where the last 8 columns are, wherever that is.)
 __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address, std::uint32_t lead = 16,
                                                           std::uint32_t stride = 1024) {
   return static_cast<std::uint64_t>((address & 0x3FFFF) >> 4) | static_cast<std::uint64_t>(lead >> 4) << 16 |
@@ -164,6 +164,28 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], const std::uint32_t (&a
         "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
         "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
         "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)),
+        "n"(static_cast<int>(kMajorB)), "C"(WgmmaFormats<Element>::kText));
+}
+
+// D[64, 72]: A in registers, B in shared memory.
+template <typename Element, Major kMajorB>
+__device__ __forceinline__ void wgmma_rs(float (&d)[36], const std::uint32_t (&a)[4], std::uint64_t b,
+                                         bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %41, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n72k16.f32%43 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35"
+      "}, {%36, %37, %38, %39}, %40, p, 1, 1, %42;\n}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+        "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+        "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)),
         "n"(static_cast<int>(kMajorB)), "C"(WgmmaFormats<Element>::kText));
 }

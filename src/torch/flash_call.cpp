@@ -122,6 +122,8 @@ std::optional<std::string> unsupported_on_cuda(const AttentionShape& s) {
   if (s.d % 8 != 0 || s.d > 256)
     return "flash attention 2 takes head dims that are multiples of 8 up to 256 on a GPU, saw " +
            std::to_string(s.d);
+  if (s.scale <= 0)  // it hides logits before it scales them: -inf times a negative number
+    return "flash attention 2 takes a scale over 0 on a GPU, saw " + std::to_string(s.scale);
   if (cuda_device().capability < 80)
     return "flash attention 2 needs compute capability 8.0 or later, saw " +
            std::to_string(cuda_device().capability / 10) + "." +
