@@ -15,17 +15,16 @@ namespace {
 // How a problem is cut, and the kernel for it. Tile sizes are the same for both types, with and without
 // a residual.
 struct Cut {
-  TileRows rows;
   std::int32_t positions;  // of a tile of rows
   std::int32_t group;      // query heads of a tile
   int tile_keys;
   ForwardLaunch launch;
 };
 
-template <typename Element, int kDim, TileRows kRows>
+template <int kDim, TileRows kRows>
 Cut cut_as(std::int32_t group, ForwardLaunch launch) {
-  using Config = ForwardConfig<Element, kDim, kRows, false>;
-  return {kRows, Config::kTileRows / group, group, Config::kTileKeys, launch};
+  using Config = ForwardConfig<__half, kDim, kRows, false>;
+  return {Config::kTileRows / group, group, Config::kTileKeys, launch};
 }
 
 // Rows of a group where the window is narrow and the tile holds enough positions of the group's heads.
@@ -38,15 +37,13 @@ Cut find_cut(const Problem& p) {
                                      : ForwardConfig<__half, 128, TileRows::kOfGroup, false>::kTileRows;
   if (p.window > 0 && p.window <= kWidestWindow && group > 1 && group * kFewestPositions <= tile_rows) {
     const auto heads = static_cast<std::int32_t>(group);
-    return d64 ? cut_as<__half, 64, TileRows::kOfGroup>(
+    return d64 ? cut_as<64, TileRows::kOfGroup>(
                      heads, bf16 ? launch_forward_group_bf16_d64 : launch_forward_group_fp16_d64)
-               : cut_as<__half, 128, TileRows::kOfGroup>(
+               : cut_as<128, TileRows::kOfGroup>(
                      heads, bf16 ? launch_forward_group_bf16_d128 : launch_forward_group_fp16_d128);
   }
-  return d64 ? cut_as<__half, 64, TileRows::kOfHead>(1,
-                                                     bf16 ? launch_forward_bf16_d64 : launch_forward_fp16_d64)
-             : cut_as<__half, 128, TileRows::kOfHead>(
-                   1, bf16 ? launch_forward_bf16_d128 : launch_forward_fp16_d128);
+  return d64 ? cut_as<64, TileRows::kOfHead>(1, bf16 ? launch_forward_bf16_d64 : launch_forward_fp16_d64)
+             : cut_as<128, TileRows::kOfHead>(1, bf16 ? launch_forward_bf16_d128 : launch_forward_fp16_d128);
 }
 
 Status make_maps(ForwardArguments& a, const ForwardParams& f, const Cut& cut) {

@@ -11,6 +11,7 @@
 #include "src/bench/device_timer.hpp"
 #include "src/bench/work.hpp"
 #include "src/capture/capture.hpp"
+#include "src/compare/truth_kind.hpp"
 #include "src/core/error.hpp"
 #include "src/paths/sink_kernel_cuda.hpp"
 #include "src/paths/table.hpp"
@@ -58,9 +59,9 @@ Contestant parse_contestant(const std::string& name) {
   return contestant;
 }
 
-bool has_gpu_truth() {
-  const TorchModule& torch = torch_module();
-  return torch.cuda_unavailable.empty() && torch.cuda_truth != nullptr;
+// The quickest truth that is here.
+TruthKind truth_kind() {
+  return unavailable(TruthKind::kCuda).empty() ? TruthKind::kCuda : TruthKind::kEigen;
 }
 
 // A problem with and without its sink; the truths of the heads to check are worked out when first asked for.
@@ -82,10 +83,7 @@ class Question {
 
   const Truth& truth(const Contestant& contestant) {
     std::optional<Truth>& truth = contestant.sink ? truth_with_sink_ : truth_without_;
-    if (!truth) {
-      const Case part = part_of(of(contestant), heads_);
-      truth = has_gpu_truth() ? torch_module().cuda_truth(part) : compute_truth(part, threads_);
-    }
+    if (!truth) truth = truth_of(part_of(of(contestant), heads_), truth_kind(), threads_);
     return *truth;
   }
 
@@ -232,7 +230,7 @@ nlohmann::json contestant_figures(const Contestant& contestant, const Problem& p
 }
 
 std::string checked_text(const Question& question) {
-  const char* const truth = has_gpu_truth() ? "GPU's" : "Eigen";
+  const char* const truth = truth_kind() == TruthKind::kCuda ? "GPU's" : "Eigen";
   const std::int64_t all = question.problem().shape.hkv;
   if (question.heads().count == all) return fmt::format("every head against the {} truth", truth);
   return fmt::format("kv head {} of {} against the {} truth, the rest for finiteness", question.heads().first,
@@ -305,8 +303,8 @@ nlohmann::json bench_kernel_on_gpu(const GpuBenchOptions& options, const BenchPr
 
   DeviceTimer timer;
   const TorchModule& torch = torch_module();
-  const bool has_gemm = torch.cuda_unavailable.empty() && torch.cuda_gemm != nullptr;
-  const std::function<void()> product = has_gemm ? torch.cuda_gemm(kGemmSize) : std::function<void()>();
+  const std::function<void()> product =
+      torch.cuda_gemm != nullptr ? torch.cuda_gemm(kGemmSize) : std::function<void()>();
   if (product) timer.warm_up(product);
   nlohmann::json figures = {{"device", *cuda_kernel_device()},
                             {"rounds", options.rounds},

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "src/bench/bench.hpp"
+#include "src/compare/truth_kind.hpp"
 #include "src/core/error.hpp"
 #include "src/inputs/case.hpp"
 #include "src/torch/module.hpp"
@@ -85,8 +86,8 @@ class LastRows {
 
 nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress& progress) {
   const TorchModule& torch = torch_module();
-  const std::string& unavailable = torch.unavailable.empty() ? torch.cuda_unavailable : torch.unavailable;
-  if (!unavailable.empty()) throw EnvironmentError("the truth on the GPU cannot be timed: " + unavailable);
+  if (const std::string reason = unavailable(TruthKind::kCuda); !reason.empty())
+    throw EnvironmentError("the truth on the GPU cannot be timed: " + reason);
   torch.cuda_truth(generate_case(parse_problem(kWarmUpLine), "bench", options.threads));
   if (progress) progress("inputs", 0);
   const Case c = generate_case(parse_problem(kLongLine), "bench", options.threads);

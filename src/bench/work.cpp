@@ -6,12 +6,12 @@
 namespace sinkscope {
 namespace {
 
-// Pairs of one head of one document of sq rows and sk keys.
-double pairs_of_document(const AttentionShape& shape, std::int64_t sq, std::int64_t sk) {
-  if (!shape.causal) return static_cast<double>(sq) * static_cast<double>(sk);
+// Pairs of one head of one document.
+double pairs_of_document(const AttentionShape& shape, const DocumentSize& document) {
+  if (!shape.causal) return static_cast<double>(document.rows) * static_cast<double>(document.keys);
   double pairs = 0;
-  for (std::int64_t row = 0; row < sq; ++row) {
-    std::int64_t keys = std::clamp<std::int64_t>(row + sk - sq + 1, 0, sk);
+  for (std::int64_t row = 0; row < document.rows; ++row) {
+    std::int64_t keys = std::clamp<std::int64_t>(row + document.keys - document.rows + 1, 0, document.keys);
     if (shape.window > 0) keys = std::min(keys, shape.window);
     pairs += static_cast<double>(keys);
   }
@@ -33,11 +33,8 @@ Sizes sizes_of(const Problem& problem) {
 
 double visible_pairs(const AttentionShape& shape) {
   const auto heads = static_cast<double>(shape.b * shape.hq);
-  if (shape.docs.empty()) return heads * pairs_of_document(shape, shape.sq, shape.sk);
-  const std::vector<std::int64_t>& keys = shape.docs_k.empty() ? shape.docs : shape.docs_k;
   double pairs = 0;
-  for (std::size_t i = 0; i < shape.docs.size(); ++i)
-    pairs += pairs_of_document(shape, shape.docs[i], keys[i]);
+  for (const DocumentSize& document : shape.documents()) pairs += pairs_of_document(shape, document);
   return heads * pairs;
 }
 

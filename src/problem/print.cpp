@@ -49,6 +49,14 @@ std::vector<std::int64_t> AttentionShape::cu_k() const {
   return offsets(docs_k.empty() ? docs : docs_k);
 }
 
+std::vector<DocumentSize> AttentionShape::documents() const {
+  if (docs.empty()) return {{sq, sk}};
+  const std::vector<std::int64_t>& keys = docs_k.empty() ? docs : docs_k;
+  std::vector<DocumentSize> sizes;
+  for (std::size_t i = 0; i < docs.size(); ++i) sizes.push_back({docs[i], keys[i]});
+  return sizes;
+}
+
 std::string to_string(const Problem& p, bool canonical) {
   const Problem defaults;
   const AttentionShape& s = p.shape;

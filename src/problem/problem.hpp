@@ -19,6 +19,10 @@ enum class Layout { kBhsd, kBshd };
 enum class Fill { kGaussian, kIntegers, kCancel, kLoud, kTies, kNeedle };
 enum class SinkKind { kNormal, kNone, kValue, kExtreme };
 
+struct DocumentSize {
+  std::int64_t rows, keys;
+};
+
 // The function that is computed: sizes, format and masks.
 struct AttentionShape {
   std::int64_t b = 1, hq = 8, hkv = 8, sq = 512, sk = 512, d = 64;
@@ -32,6 +36,7 @@ struct AttentionShape {
   std::int64_t group() const { return hq / hkv; }
   std::vector<std::int64_t> cu_q() const;  // [documents + 1]; empty when not packed
   std::vector<std::int64_t> cu_k() const;
+  std::vector<DocumentSize> documents() const;  // one of sq rows and sk keys when not packed
   bool operator==(const AttentionShape&) const = default;
 };
 

@@ -176,13 +176,9 @@ struct Scores {
 };
 
 Scores scores_of(const AttentionShape& s) {
-  const std::vector<std::int64_t> rows = s.docs.empty() ? std::vector{s.sq} : s.docs;
-  const std::vector<std::int64_t> keys = s.docs.empty()     ? std::vector{s.sk}
-                                         : s.docs_k.empty() ? s.docs
-                                                            : s.docs_k;
   Scores scores;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const double size = static_cast<double>(rows[i]) * static_cast<double>(keys[i]);
+  for (const DocumentSize& document : s.documents()) {
+    const double size = static_cast<double>(document.rows) * static_cast<double>(document.keys);
     scores.most = std::max(scores.most, size);
     scores.all += size;
   }

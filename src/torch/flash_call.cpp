@@ -132,15 +132,10 @@ std::optional<std::string> unsupported_on_cuda(const AttentionShape& s) {
 }
 
 std::optional<std::string> mask_too_large(const AttentionShape& s) {
-  const std::vector<std::int64_t> rows = s.docs.empty() ? std::vector{s.sq} : s.docs;
-  const std::vector<std::int64_t> keys = s.docs.empty()     ? std::vector{s.sk}
-                                         : s.docs_k.empty() ? s.docs
-                                                            : s.docs_k;
   double bytes = 0;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const bool needs_mask = s.causal && (s.window > 0 || rows[i] != keys[i]);
-    if (needs_mask)
-      bytes = std::max(bytes, 4.0 * static_cast<double>(rows[i]) * static_cast<double>(keys[i]));
+  for (const auto& [rows, keys] : s.documents()) {
+    const bool needs_mask = s.causal && (s.window > 0 || rows != keys);
+    if (needs_mask) bytes = std::max(bytes, 4.0 * static_cast<double>(rows) * static_cast<double>(keys));
   }
   if (bytes <= kMostMaskBytes) return std::nullopt;
   return "needs a mask of " + std::to_string(static_cast<int>(bytes / (1 << 30))) +

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "gtest/gtest.h"
+
 #include "src/inputs/case.hpp"
 #include "src/truth/truth.hpp"
 
@@ -161,9 +163,15 @@ inline Disagreement disagreement(const Case& c, const Truth& got, const Truth& r
   return distance.result;
 }
 
-inline void print_disagreement(const std::string& line, const Disagreement& d) {
+// Prints how far a truth is from the Eigen truth of its problem line, and expects it within the limits.
+inline void expect_agreement(const std::string& line, const Case& c, const Truth& got) {
+  const Disagreement d = disagreement(c, got, compute_truth(c));
   std::printf("%-80s values %.1e (%s), sigma %.1e, one sigma %.1e\n", line.c_str(), d.values,
               d.farthest.c_str(), d.sigma, d.sigma_element);
+  EXPECT_TRUE(d.same_infinities);
+  EXPECT_LE(d.values, kValueLimit) << d.farthest;
+  EXPECT_LE(d.sigma, kSigmaLimit);
+  EXPECT_LE(d.sigma_element, kSigmaLimit);
 }
 
 }  // namespace sinkscope

@@ -22,12 +22,7 @@ class CudaTruth : public testing::TestWithParam<std::string> {
 
 TEST_P(CudaTruth, AgreesWithTheEigenTruth) {
   const Case c = generate_case(parse_problem(GetParam()), "test");
-  const Disagreement d = disagreement(c, torch_module().cuda_truth(c), compute_truth(c));
-  print_disagreement(GetParam(), d);
-  EXPECT_TRUE(d.same_infinities);
-  EXPECT_LE(d.values, kValueLimit) << d.farthest;
-  EXPECT_LE(d.sigma, kSigmaLimit);
-  EXPECT_LE(d.sigma_element, kSigmaLimit);
+  expect_agreement(GetParam(), c, torch_module().cuda_truth(c));
 }
 
 INSTANTIATE_TEST_SUITE_P(Lines, CudaTruth, testing::ValuesIn(truth_lines()));
