@@ -18,6 +18,7 @@ struct CompareOptions {
   int repeat = 2;                  // runs of each computed path, compared bit by bit
   int threads = 0;
   bool keep_outputs = false;  // for --save-tensors
+  bool explain = false;       // name the cause of what fails
 };
 
 // Told what is going on: "calm_layer1", "truth", 0.3 of this case done.

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/explain/estimate.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace sinkscope {
+namespace {
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// What a row says of the sink: with a sink s, out is out0 sigmoid(lse0 - s) and the LSE logaddexp(lse0, s).
+struct SinkRow {
+  double lse0;
+  double along, norm2;  // <got, out0>, <out0, out0>; of rows judged by out
+  double lse;           // the path's; of rows judged by the LSE
+};
+
+double misfit(const std::vector<SinkRow>& rows, double sink, bool by_lse) {
+  double sum = 0;
+  for (const SinkRow& row : rows) {
+    const double gain = sigmoid(row.lse0 - sink);
+    if (by_lse) {
+      const double lse = sink > row.lse0 ? sink + std::log1p(std::exp(row.lse0 - sink))
+                                         : row.lse0 + std::log1p(std::exp(sink - row.lse0));
+      sum += (row.lse - lse) * (row.lse - lse);
+    } else {
+      sum += gain * (row.norm2 * gain - 2 * row.along);
+    }
+  }
+  return sum;
+}
+
+// Evenly spaced rows of a head, each with its logits before the scale.
+struct ProbeRow {
+  std::vector<double> logits;
+  Range keys;
+  std::vector<double> got;
+};
+
+class ScaleSearch {
+ public:
+  ScaleSearch(const Case& c, std::int64_t batch, const HeadFunction& base) : d_(c.problem.shape.d), base_(base) {
+    const AttentionShape& s = c.problem.shape;
+    v_.resize(static_cast<std::size_t>(s.sk * s.d));
+    c.v.widen((batch * s.hkv + base.kv_head) * s.sk * s.d, v_);
+  }
+
+  void add(const std::vector<double>& q, const std::vector<double>& k, Range keys, std::vector<double> got) {
+    ProbeRow row{std::vector<double>(static_cast<std::size_t>(keys.size())), keys, std::move(got)};
+    const auto d = static_cast<std::size_t>(d_);
+    for (std::size_t j = 0; j < row.logits.size(); ++j) {
+      for (std::size_t column = 0; column < d; ++column)
+        row.logits[j] += q[column] * k[(static_cast<std::size_t>(keys.first) + j) * d + column];
+    }
+    rows_.push_back(std::move(row));
+  }
+
+  // Sum of squared errors of out or lse at a scale.
+  double misfit(double scale) const {
+    double sum = 0;
+    std::vector<double> out(static_cast<std::size_t>(d_));
+    for (const ProbeRow& row : rows_) {
+      double most = base_.sink;
+      for (const double logit : row.logits) most = std::max(most, scale * logit);
+      double total = base_.sink == kNoSink ? 0 : std::exp(base_.sink - most);
+      std::fill(out.begin(), out.end(), 0.0);
+      for (std::size_t j = 0; j < row.logits.size(); ++j) {
+        const double e = std::exp(scale * row.logits[j] - most);
+        total += e;
+        const double* v = v_.data() + (static_cast<std::size_t>(row.keys.first) + j) * out.size();
+        for (std::size_t column = 0; column < out.size() && row.got.size() > 1; ++column) out[column] += e * v[column];
+      }
+      if (row.got.size() == 1) {
+        sum += std::pow(row.got[0] - (most + std::log(total)), 2);
+        continue;
+      }
+      for (std::size_t column = 0; column < out.size(); ++column)
+        sum += std::pow(row.got[column] - out[column] / total, 2);
+    }
+    return sum;
+  }
+
+  bool empty() const { return rows_.empty(); }
+
+ private:
+  std::int64_t d_;
+  const HeadFunction& base_;
+  std::vector<double> v_;
+  std::vector<ProbeRow> rows_;
+};
+
+// The keys that a row of a part sees.
+Range keys_of(const Part& part, std::int64_t row) {
+  const std::int64_t own = row - part.rows.first + part.keys.size() - part.rows.size();
+  const std::int64_t end = part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
+  const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
+  return {part.keys.first + first, part.keys.first + end};
+}
+
+// The least of a function with one valley between `low` and `high`, by golden section.
+double least_between(const std::function<double(double)>& f, double low, double high) {
+  constexpr double kGolden = 0.6180339887498949;
+  double a = high - kGolden * (high - low), b = low + kGolden * (high - low), fa = f(a), fb = f(b);
+  for (int step = 0; step < 60; ++step) {
+    if (fa < fb) {
+      high = b;
+      b = a;
+      fb = fa;
+      fa = f(a = high - kGolden * (high - low));
+    } else {
+      low = a;
+      a = b;
+      fa = fb;
+      fb = f(b = low + kGolden * (high - low));
+    }
+  }
+  return 0.5 * (low + high);
+}
+
+}  // namespace
+
+std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::int64_t head,
+                                        const HeadFunction& base, const GotOf& got) {
+  HeadFunction sinkless = base;
+  sinkless.sink = kNoSink;
+  const HeadResult plain = evaluate(c, batch, head, sinkless, false);
+  const std::vector<double> lse = got(TensorName::kLse, batch, head);
+  const std::vector<double> out = got(TensorName::kOut, batch, head);
+  const bool by_lse = !lse.empty();
+  if (!by_lse && out.empty()) return std::nullopt;
+  const auto d = static_cast<std::size_t>(c.problem.shape.d);
+  std::vector<SinkRow> rows;
+  for (std::size_t row = 0; row < plain.lse.size(); ++row) {
+    SinkRow one{plain.lse[row], 0, 0, by_lse ? lse[row] : 0};
+    for (std::size_t column = 0; column < d && !by_lse; ++column) {
+      one.along += out[row * d + column] * plain.out[row * d + column];
+      one.norm2 += plain.out[row * d + column] * plain.out[row * d + column];
+    }
+    if (std::isfinite(one.lse0) && std::isfinite(one.lse + one.along)) rows.push_back(one);
+  }
+  std::optional<std::int64_t> best;
+  double least = INFINITY;
+  // The next heads first: of equal sinks the nearest one counts.
+  const std::int64_t heads = c.sinks.size();
+  for (std::int64_t step = 1; step < heads; ++step) {
+    const std::int64_t source = (head + step) % heads;
+    const double sink = c.sinks.at(source);
+    if (sink == base.sink || !std::isfinite(sink)) continue;
+    const double sum = misfit(rows, sink, by_lse);
+    if (sum < least) {
+      least = sum;
+      best = source;
+    }
+  }
+  return best;
+}
+
+std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::int64_t head,
+                                      const HeadFunction& base, const GotOf& got) {
+  const AttentionShape& s = c.problem.shape;
+  std::vector<double> values = got(TensorName::kOut, batch, head);
+  const bool by_lse = values.empty();
+  if (by_lse) values = got(TensorName::kLse, batch, head);
+  if (values.empty() || base.elsewhere || base.layout != HeadLayout::kRight) return std::nullopt;
+  const std::int64_t columns = by_lse ? 1 : s.d;
+  std::vector<double> k(static_cast<std::size_t>(s.sk * s.d)), q(static_cast<std::size_t>(s.d));
+  c.k.widen((batch * s.hkv + base.kv_head) * s.sk * s.d, k);
+  ScaleSearch search(c, batch, base);
+  constexpr std::int64_t kRows = 32;
+  for (const Part& part : base.parts) {
+    if (part.reversed || !part.sink) return std::nullopt;
+    const std::int64_t step = std::max<std::int64_t>(1, s.sq / kRows);
+    for (std::int64_t row = part.rows.first + step / 2; row < part.rows.end; row += step) {
+      const Range keys = keys_of(part, row);
+      if (keys.size() < 2) continue;
+      c.q.widen(((batch * s.hq + head) * s.sq + row) * s.d, q);
+      search.add(q, k, keys, {values.begin() + row * columns, values.begin() + (row + 1) * columns});
+    }
+  }
+  if (search.empty()) return std::nullopt;
+
+  double best = base.scale, least = INFINITY;
+  constexpr int kSteps = 24;  // of each sign: factors of 2^(1/2) from 1/64 to 64
+  for (const double sign : {1.0, -1.0}) {
+    for (int step = -kSteps / 2; step <= kSteps / 2; ++step) {
+      const double scale = sign * base.scale * std::exp2(step / 2.0);
+      const double sum = search.misfit(scale);
+      if (sum < least) {
+        least = sum;
+        best = scale;
+      }
+    }
+  }
+  const double found = std::log2(std::fabs(best));
+  const double sign = best < 0 ? -1 : 1;
+  const double refined =
+      least_between([&](double log2) { return search.misfit(sign * std::exp2(log2)); }, found - 0.5, found + 0.5);
+  return sign * std::exp2(refined);
+}
+
+}  // namespace sinkscope
