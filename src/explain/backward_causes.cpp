@@ -39,6 +39,7 @@ double delta_without_sink(const RowState& row) { return row.p < 1 ? row.delta / 
 RowRule rescaled(const RowState& row) {
   RowRule rule = right(row);
   rule.constant = row.dlse - delta_without_sink(row);
+  if (row.p < 1) rule.delta_gain = 1 / (1 - row.p);
   return rule;
 }
 
@@ -51,6 +52,7 @@ RowRule without_dlse(const RowState& row) {
 RowRule uncorrected(const RowState& row) {
   RowRule rule = rescaled(row);
   rule.sink_constant = rule.constant;
+  rule.sink_delta_gain = rule.delta_gain;
   return rule;
 }
 

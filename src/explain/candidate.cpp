@@ -11,6 +11,8 @@ namespace {
 
 constexpr double kLeftOver = 1e-3;  // of the squared error: less is left by a cause that explains nearly all
 
+constexpr double kNearer = 0.5;     // of the squared error in the tensor's own units
+
 bool is_own(TensorName tensor) {
   return tensor == TensorName::kOut || tensor == TensorName::kLse || tensor == TensorName::kDq;
 }
@@ -62,8 +64,11 @@ FunctionPtr Candidate::function(const State& state, TensorName tensor, const Pla
   return f;
 }
 
+// The error itself must shrink too: a function with larger roundings allows more without being nearer.
 bool Candidate::is_enough(const State& state, std::size_t cell, const Fit& fit) const {
-  return fit.fits || (!is_exact && fit.z2 <= kLeftOver * state.cells()[cell].base.z2);
+  const Fit& base = state.cells()[cell].base;
+  if (std::isfinite(base.z2) && !(fit.err2 <= kNearer * base.err2)) return false;
+  return fit.fits || (!is_exact && fit.z2 <= kLeftOver * base.z2);
 }
 
 FunctionOf Candidate::at_places(const State& state, TensorName tensor, const std::set<Place>& places) const {

@@ -32,6 +32,7 @@ struct Prediction {
 struct Fit {
   bool fits = false;
   double z2 = 0;  // sum of squared z; infinite where the classes of non-finite elements differ
+  double err2 = 0;  // sum of squared errors of finite elements, over the rows that were asked for
   double z_rms = 0, z_row = 0, z_max = 0;
 };
 
@@ -41,9 +42,10 @@ struct CellLimits {
 };
 CellLimits limits_of(const Gate& gate, const Case& c, TensorName tensor);
 
-// Only the rows of `rows` count (positions within the cell; default all).
+// Only the rows of `rows` count (positions within the cell; default all). err2 is over the rows that are true in
+// `err_rows`, or all where it is empty.
 Fit fit(const Cell& cell, const Prediction& prediction, const CellLimits& limits,
-        std::optional<Range> rows = std::nullopt);
+        std::optional<Range> rows = std::nullopt, const std::vector<bool>& err_rows = {});
 
 // For each row of the cell: does it fit?
 std::vector<bool> row_fits(const Cell& cell, const Prediction& prediction, const CellLimits& limits);

@@ -39,11 +39,13 @@ class Engine {
   std::optional<std::size_t> worst_cell() const;
   std::vector<Candidate> singles(std::size_t cell);
   std::vector<Candidate> pairs(std::size_t cell);
+  std::vector<Candidate> screened(std::size_t cell, std::vector<Candidate> all);
   std::vector<Candidate> fitting(std::size_t cell, std::vector<Candidate> all);
   std::vector<Candidate> candidates_for(std::size_t cell, std::vector<Hypothesis> before,
                                         std::vector<std::string> suffixes, const HeadFunction& base,
                                         bool on_forward);
-  bool accept_best(std::vector<Candidate> candidates);
+  bool is_unknown_before(std::size_t cell) const;
+  bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
   bool accept_fact(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);
   Accepted& record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,

@@ -160,6 +160,7 @@ class Evaluation {
       dlse[from] = w * (delta + rules[row].constant);
     }
     const Truth t = run_part(part, dout, dlse);
+    add_delta_spread(part, t, rules);
     for (std::size_t from = 0; from < count; ++from) {
       const auto row = static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(from)));
       for (std::size_t column = 0; column < d; ++column) {
@@ -183,12 +184,39 @@ class Evaluation {
     }
   }
 
+  // Where a constant holds Delta more than once, so it does Delta's rounding: what that adds to the sigmas of dq and dk
+  // is what a dLSE of this size, alone, makes of them.
+  void add_delta_spread(const Part& part, const Truth& t, const std::vector<RowRule>& rules) {
+    const auto d = static_cast<std::size_t>(s_.d), count = static_cast<std::size_t>(part.rows.size());
+    std::vector<double> spread(count);
+    bool any = false;
+    for (std::size_t from = 0; from < count; ++from) {
+      const RowRule& rule = rules[static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(from)))];
+      if (!(rule.delta_gain > 1)) continue;
+      spread[from] = std::sqrt(rule.delta_gain * rule.delta_gain - 1) * t.sigma.delta[from];
+      any = true;
+    }
+    if (!any) return;
+    const Truth alone = run_part(part, std::vector<double>(count * d), spread);
+    for (std::size_t i = 0; i < count * d; ++i) {
+      const auto row = static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(i / d)));
+      r_.sigma_dq[row * d + i % d] += alone.value.dq[i] * alone.value.dq[i];
+    }
+    for (std::size_t i = 0; i < static_cast<std::size_t>(part.keys.size()) * d; ++i) {
+      const std::int64_t from = static_cast<std::int64_t>(i / d);
+      const std::int64_t key = part.reversed ? part.keys.end - 1 - from : part.keys.first + from;
+      r_.sigma2_dk[static_cast<std::size_t>(key) * d + i % d] +=
+          f_.kv_weight * f_.kv_weight *
+          (alone.sigma.dk[i] * alone.sigma.dk[i] - alone.value.dk[i] * alone.value.dk[i]);
+    }
+  }
+
   // Eq. 13 and 20 of the reference, row by row.
   void add_sink_term(std::size_t row, const RowRule& rule, double sigma_delta, double sigma_lse,
                      std::int64_t rows) {
     const double rho = 0x1p-24 / rounding_.unit_roundoff;
     const double term = f_.sink_weight * rule.sink_p * rule.sink_constant;
-    const double spread = f_.sink_weight * rule.sink_p * sigma_delta;
+    const double spread = f_.sink_weight * rule.sink_p * rule.sink_delta_gain * sigma_delta;
     const double lse_part = rho * rho * (sigma_lse * sigma_lse + 1 + static_cast<double>(rows) / 16);
     r_.dsink[row] += std::isnan(term) ? 0 : term;
     r_.sigma2_dsink[row] += spread * spread + (std::isnan(term) ? 0 : term * term * lse_part);
@@ -274,6 +302,34 @@ HeadFunction right_function(const Case& c, std::int64_t head) {
     f.parts.push_back({{cu_q[i], cu_q[i + 1]}, {cu_k[i], cu_k[i + 1]}, s.causal, s.window});
   f.rows = {0, s.sq};
   return f;
+}
+
+HeadFunction only_rows(HeadFunction function, Range rows) {
+  std::vector<Part> parts;
+  for (Part part : function.parts) {
+    const std::int64_t nk = part.keys.size();
+    const Range kept{std::max(part.rows.first, rows.first), std::min(part.rows.end, rows.end)};
+    if (kept.size() <= 0) continue;
+    if (part.causal) {
+      // Rows and keys are counted from the ends that stay where they are: keys that no row sees go.
+      const std::int64_t beyond = part.reversed ? kept.first - part.rows.first : part.rows.end - kept.end;
+      const std::int64_t seen = std::clamp<std::int64_t>(nk - beyond, 0, nk);
+      const std::int64_t needed =
+          part.window > 0 ? std::min(seen, kept.size() + part.window - 1) : seen;
+      if (part.reversed) {
+        part.keys.first = part.keys.end - seen;
+        part.keys.end = part.keys.first + needed;
+      } else {
+        part.keys.end = part.keys.first + seen;
+        part.keys.first = part.keys.end - needed;
+      }
+    }
+    part.rows = kept;
+    parts.push_back(part);
+  }
+  function.parts = std::move(parts);
+  function.rows = rows;
+  return function;
 }
 
 HeadResult evaluate(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& function,

@@ -41,9 +41,11 @@ struct RowState {
 };
 
 // What the backward makes of a row: dS_ij = weight P_ij (dP_ij + constant), and sink_p * sink_constant is its part of
-// the sink's gradient. The right one is {1, dlse - delta, p, dlse - delta}.
+// the sink's gradient. The right one is {1, dlse - delta, p, dlse - delta}. The gains say how many times the rounding of
+// Delta is in either constant.
 struct RowRule {
   double weight, constant, sink_p, sink_constant;
+  double delta_gain = 1, sink_delta_gain = 1;
 };
 using BackwardRule = RowRule (*)(const RowState&);
 
@@ -87,6 +89,9 @@ struct HeadResult {
 
 // The right function of query head `head`.
 HeadFunction right_function(const Case& c, std::int64_t head);
+
+// The same function on some rows alone; what it says of other rows, and of keys, means nothing.
+HeadFunction only_rows(HeadFunction function, Range rows);
 
 // Evaluates one head of one batch entry on one thread; without `backward` only out and lse. A case without dout has no
 // backward. In a swapped layout all heads depend on each other: evaluate_swapped() is for these.

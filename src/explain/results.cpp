@@ -14,7 +14,7 @@ void Results::prepare(const std::vector<HeadTask>& tasks, bool backward) {
     const auto found = entries_.find(key);
     if (found != entries_.end() && (found->second.backward || !backward)) continue;
     if (task.function->layout != HeadLayout::kRight) {
-      compute_swapped(*task.function, backward);
+      compute_swapped(*task.function);
       continue;
     }
     missing.emplace(std::move(key), &task);
@@ -28,7 +28,7 @@ void Results::prepare(const std::vector<HeadTask>& tasks, bool backward) {
         evaluate(case_, task.batch, task.head, *task.function, backward);
   });
   for (std::size_t i = 0; i < list.size(); ++i)
-    entries_[*list[i].first] = {backward, std::move(computed[i])};
+    entries_[*list[i].first] = {backward, std::move(computed[i]), false};
 }
 
 const HeadResult& Results::at(std::int64_t batch, std::int64_t head, const HeadFunction& function,
@@ -42,16 +42,17 @@ const HeadResult& Results::at(std::int64_t batch, std::int64_t head, const HeadF
 
 void Results::keep_only(const std::vector<std::string>& keys) {
   std::erase_if(entries_, [&](const auto& entry) {
-    return std::find(keys.begin(), keys.end(), std::get<2>(entry.first)) == keys.end();
+    return !entry.second.stays && std::find(keys.begin(), keys.end(), std::get<2>(entry.first)) == keys.end();
   });
 }
 
-void Results::compute_swapped(const HeadFunction& function, bool backward) {
+// `backward` is asked for sooner or later.
+void Results::compute_swapped(const HeadFunction& function) {
   const AttentionShape& s = case_.problem.shape;
-  std::vector<HeadResult> all = evaluate_swapped(case_, function.layout, backward, threads_);
+  std::vector<HeadResult> all = evaluate_swapped(case_, function.layout, true, threads_);
   for (std::int64_t i = 0; i < s.b * s.hq; ++i) {
-    entries_[{i / s.hq, i % s.hq, function.key}] = {backward && case_.dout.given(),
-                                                    std::move(all[static_cast<std::size_t>(i)])};
+    entries_[{i / s.hq, i % s.hq, function.key}] = {true,
+                                                    std::move(all[static_cast<std::size_t>(i)]), true};
   }
 }
 

@@ -32,10 +32,11 @@ class Results {
   struct Entry {
     bool backward = false;
     HeadResult result;
+    bool stays = false;  // costs too much to be computed again
   };
   using Key = std::tuple<std::int64_t, std::int64_t, std::string>;
 
-  void compute_swapped(const HeadFunction& function, bool backward);
+  void compute_swapped(const HeadFunction& function);
 
   const Case& case_;
   int threads_;

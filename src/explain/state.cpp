@@ -63,7 +63,12 @@ void State::set_base(TensorName tensor, std::int64_t batch, std::int64_t head, s
 void State::refit(TensorName tensor) {
   for (CellState& state : cells_) {
     if (state.cell.tensor != tensor || !state.concerned) continue;
-    state.base = fit(state.cell, state.fact ? *state.fact : predicted_base(state), state.limits);
+    const Prediction base = state.fact ? *state.fact : predicted_base(state);
+    state.wrong_rows = row_fits(state.cell, base, state.limits);
+    state.wrong_rows.flip();
+    if (std::find(state.wrong_rows.begin(), state.wrong_rows.end(), true) == state.wrong_rows.end())
+      state.wrong_rows.clear();
+    state.base = fit(state.cell, base, state.limits, std::nullopt, state.wrong_rows);
     state.fails = state.fails && !state.base.fits;
   }
 }
@@ -82,7 +87,7 @@ Prediction State::predicted(const CellState& state, const FunctionOf& override_o
 }
 
 Fit State::fit_under(const CellState& state, const FunctionOf& override_of) {
-  return fit(state.cell, predicted(state, override_of), state.limits);
+  return fit(state.cell, predicted(state, override_of), state.limits, std::nullopt, state.wrong_rows);
 }
 
 Prediction State::predicted_base(const CellState& state) { return predicted(state, nullptr); }

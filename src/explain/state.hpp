@@ -17,6 +17,7 @@ struct CellState {
   bool fails = false;      // the gate failed the head, and the base does not fit
   bool given_up = false;
   Fit base;                // under what is known by now
+  std::vector<bool> wrong_rows;  // that do not fit it; empty where every row does and only their mean does not
   double first_z2 = 0;     // under the truth
   std::optional<Prediction> fact;  // what a fact says of it, in place of the base
 };
