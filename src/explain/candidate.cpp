@@ -27,6 +27,12 @@ Range hull_of_false(const std::vector<bool>& fits) {
   return hull;
 }
 
+// The error itself must shrink too: a function with larger roundings allows more without being nearer.
+bool is_enough(const Fit& base, const Fit& fit, bool nearly) {
+  if (std::isfinite(base.z2) && !(fit.err2 <= kNearer * base.err2)) return false;
+  return fit.fits || (nearly && fit.z2 <= kLeftOver * base.z2);
+}
+
 }  // namespace
 
 Candidate::Candidate(std::vector<Hypothesis> hypotheses, std::vector<std::string> suffixes, bool on_forward)
@@ -64,13 +70,6 @@ FunctionPtr Candidate::function(const State& state, TensorName tensor, const Pla
   return f;
 }
 
-// The error itself must shrink too: a function with larger roundings allows more without being nearer.
-bool Candidate::is_enough(const State& state, std::size_t cell, const Fit& fit) const {
-  const Fit& base = state.cells()[cell].base;
-  if (std::isfinite(base.z2) && !(fit.err2 <= kNearer * base.err2)) return false;
-  return fit.fits || (!is_exact && fit.z2 <= kLeftOver * base.z2);
-}
-
 FunctionOf Candidate::at_places(const State& state, TensorName tensor, const std::set<Place>& places) const {
   return [this, &state, tensor, &places](std::int64_t batch, std::int64_t head,
                                          std::int64_t document) -> FunctionPtr {
@@ -80,7 +79,7 @@ FunctionOf Candidate::at_places(const State& state, TensorName tensor, const std
 }
 
 std::optional<Explained> Candidate::try_places(State& state, std::size_t cell,
-                                               const std::set<Place>& places) const {
+                                               const std::set<Place>& places, bool nearly) const {
   const CellState& cs = state.cells()[cell];
   std::set<Place> changed;
   for (const Place& place : places) {
@@ -88,15 +87,18 @@ std::optional<Explained> Candidate::try_places(State& state, std::size_t cell,
   }
   if (changed.empty()) return std::nullopt;
   const Fit fit = state.fit_under(cs, at_places(state, cs.cell.tensor, changed));
-  if (!is_enough(state, cell, fit)) return std::nullopt;
-  return Explained{cell, fit, changed, std::nullopt};
+  if (!is_enough(cs.base, fit, nearly)) return std::nullopt;
+  Explained explained{cell, fit, changed, std::nullopt};
+  if (const auto rows = rows_.find(*changed.begin()); is_own(cs.cell.tensor) && rows != rows_.end())
+    explained.rows = rows->second;
+  return explained;
 }
 
 // The mistake may have been made in some rows only: those that are wrong as it stands, from the first to the last.
 std::optional<Explained> Candidate::explain_rows(State& state, std::size_t cell) const {
   const CellState& cs = state.cells()[cell];
   const Place place{cs.cell.batch, cs.cell.head, cs.cell.document};
-  if (!is_exact || rows_.contains(place) || state.base(cs.cell.tensor, cs.cell.batch, cs.cell.head, cs.cell.document)->elsewhere)
+  if (rows_.contains(place) || state.base(cs.cell.tensor, cs.cell.batch, cs.cell.head, cs.cell.document)->elsewhere)
     return std::nullopt;
   const std::set<Place> only = {place};
   const Prediction whole = state.predicted(cs, at_places(state, cs.cell.tensor, only));
@@ -113,7 +115,6 @@ std::optional<Explained> Candidate::explain_rows(State& state, std::size_t cell)
     std::erase_if(functions_, [&](const auto& entry) { return entry.first.second == place; });
     return std::nullopt;
   }
-  mixed->rows = of_head;
   return mixed;
 }
 
@@ -129,12 +130,25 @@ std::optional<Explained> Candidate::explain_cell(State& state, std::size_t cell)
       all.emplace(batch, head, c.tensor == TensorName::kDsinks ? i : c.document);
   }
   if (std::optional<Explained> whole = try_places(state, cell, all)) return whole;
+  if (c.tensor == TensorName::kDsinks) {  // the gradient may come from any head
+    const AttentionShape& s = state.problem().problem.shape;
+    std::set<Place> every;
+    for (const Place& place : all) {
+      for (std::int64_t head = 0; head < s.hq; ++head) every.emplace(std::get<0>(place), head, std::get<2>(place));
+    }
+    if (std::optional<Explained> found = try_places(state, cell, every)) return found;
+  }
   if (is_own(c.tensor) && function(state, c.tensor, *all.begin())) return explain_rows(state, cell);
   for (const Place& one : all) {
     if (all.size() < 2 || all.size() > 16) break;
     if (std::optional<Explained> single = try_places(state, cell, {one})) return single;
   }
   return std::nullopt;
+}
+
+std::optional<Explained> Candidate::nearly_explain(State& state, std::size_t cell,
+                                                   const std::set<Place>& places) const {
+  return try_places(state, cell, places, true);
 }
 
 void Candidate::prepare(State& state, const std::vector<std::size_t>& cells) const {
@@ -170,20 +184,31 @@ void Candidate::score(State& state) {
     const Cell& c = state.cells()[i].cell;
     if (is_own(c.tensor)) continue;
     std::set<Place> of_cell;
-    if (c.tensor == TensorName::kDsinks) {
-      of_cell = places;  // another head's sink may get the gradient
-    } else {
-      for (const auto& [batch, head] : state.heads_of(c)) {
-        if (places.contains({batch, head, c.document})) of_cell.emplace(batch, head, c.document);
-      }
+    for (const Place& place : places) {  // heads of other groups too: they may read these keys, or use this sink
+      const bool is_near = std::get<0>(place) == c.batch && std::get<2>(place) == c.document;
+      if (c.tensor == TensorName::kDsinks || is_near) of_cell.insert(place);
     }
     std::optional<Explained> found = of_cell.empty() ? std::nullopt : try_places(state, i, of_cell);
     if (!found) found = explain_cell(state, i);
     if (found) explained.push_back(std::move(*found));
   }
+  residual = 0;
   for (const Explained& e : explained) {
     places.insert(e.places.begin(), e.places.end());
     residual = std::max(residual, e.fit.z_rms);
+  }
+  exact = explained.size();
+  for (const std::size_t i : wrong) {
+    const bool is_done = std::any_of(explained.begin(), explained.begin() + static_cast<std::ptrdiff_t>(exact),
+                                     [&](const Explained& e) { return e.cell == i; });
+    const Cell& c = state.cells()[i].cell;
+    if (is_done || c.tensor == TensorName::kDsinks) continue;
+    std::set<Place> of_cell;
+    for (const auto& [batch, head] : state.heads_of(c)) {
+      if (places.contains({batch, head, c.document})) of_cell.emplace(batch, head, c.document);
+    }
+    if (of_cell.empty()) continue;
+    if (std::optional<Explained> found = nearly_explain(state, i, of_cell)) explained.push_back(std::move(*found));
   }
   count_contradictions(state, places);
 }
@@ -201,7 +226,7 @@ void Candidate::count_contradictions(State& state, const std::set<Place>& places
 }
 
 bool covers(const Candidate& a, const Candidate& b) {
-  return std::all_of(b.explained.begin(), b.explained.end(), [&](const Explained& wanted) {
+  return std::all_of(b.explained.begin(), b.explained.begin() + static_cast<std::ptrdiff_t>(b.exact), [&](const Explained& wanted) {
     return std::any_of(a.explained.begin(), a.explained.end(),
                        [&](const Explained& e) { return e.cell == wanted.cell; });
   });

@@ -34,24 +34,27 @@ class Candidate {
   const std::vector<std::string>& suffixes() const { return suffixes_; }  // one per hypothesis: which variant it is
   bool on_forward() const { return on_forward_; }
   int parameters() const;
-  bool is_exact = true;  // fits within the limits; else it only leaves less than a thousandth
 
   // What the head computes of a tensor under the candidate; null where it changes nothing.
   FunctionPtr function(const State& state, TensorName tensor, const Place& place) const;
 
   // Fits one cell with the mistake in all its heads, in rows, or in single heads of its group.
   std::optional<Explained> explain_cell(State& state, std::size_t cell) const;
+  // The same where it need not fit, if it leaves less than a thousandth of the squared error.
+  std::optional<Explained> nearly_explain(State& state, std::size_t cell, const std::set<Place>& places) const;
 
-  // Fills `explained` and `contradictions`.
+  // Fills `explained` and `contradictions`. What is nearly explained counts where the same head has something else that
+  // is explained.
   void score(State& state);
   std::vector<Explained> explained;
+  std::size_t exact = 0;   // of them, the first ones, fit within the limits
   int contradictions = 0;  // cells that are right as they are and would not be under the candidate
   double residual = 0;     // the largest z_rms of an explained cell
 
  private:
-  bool is_enough(const State& state, std::size_t cell, const Fit& fit) const;
   std::optional<Explained> explain_rows(State& state, std::size_t cell) const;
-  std::optional<Explained> try_places(State& state, std::size_t cell, const std::set<Place>& places) const;
+  std::optional<Explained> try_places(State& state, std::size_t cell, const std::set<Place>& places,
+                                      bool nearly = false) const;
   FunctionOf at_places(const State& state, TensorName tensor, const std::set<Place>& places) const;
   void prepare(State& state, const std::vector<std::size_t>& cells) const;
   void count_contradictions(State& state, const std::set<Place>& places);

@@ -14,7 +14,8 @@ namespace {
 constexpr int kPairedWith = 3;         // of the causes that alone leave least, so many are tried with a second
 constexpr double kHelps = 0.8;         // ... if they leave less than this of the squared error
 constexpr int kPairedCells = 2;        // cells for which pairs are tried in vain before they are tried no more
-constexpr double kNearly = 1e-2;       // of the squared error: what leaves less in the worst rows is looked at whole
+constexpr double kNearly = 1e-2;        // of the squared error: what leaves less in the worst rows is looked at whole
+constexpr double kPlain = 4;            // times the limit: a single number that is farther off is so for a reason
 constexpr double kAlikeResidual = 1.5; // residuals within this factor of each other say nothing
 
 bool is_forward(TensorName tensor) { return tensor == TensorName::kOut || tensor == TensorName::kLse; }
@@ -59,7 +60,7 @@ bool concerns(const Cause& cause, TensorName tensor) {
 
 // Explains more; then contradicts less; then has fewer parts and free parameters; then leaves clearly less.
 bool is_better(const Candidate& a, const Candidate& b) {
-  if (a.explained.size() != b.explained.size()) return a.explained.size() > b.explained.size();
+  if (a.exact != b.exact) return a.exact > b.exact;
   if (a.contradictions != b.contradictions) return a.contradictions < b.contradictions;
   if (a.hypotheses().size() != b.hypotheses().size()) return a.hypotheses().size() < b.hypotheses().size();
   if (a.parameters() != b.parameters()) return a.parameters() < b.parameters();
@@ -187,7 +188,7 @@ std::vector<Candidate> Engine::fitting(std::size_t cell, std::vector<Candidate> 
     }
   }
   state_.results().prepare(tasks, backward);
-  std::vector<Candidate> exact, nearly;
+  std::vector<Candidate> exact;
   auto& tried = tried_[cell];
   for (Candidate& candidate : all) {
     if (candidate.explain_cell(state_, cell)) {
@@ -198,15 +199,9 @@ std::vector<Candidate> Engine::fitting(std::size_t cell, std::vector<Candidate> 
       return candidate.function(state_, c.tensor, {batch, head, document});
     };
     const double left = state_.fit_under(state_.cells()[cell], changed).z2;
-    candidate.is_exact = false;
-    if (candidate.explain_cell(state_, cell)) {
-      nearly.push_back(std::move(candidate));
-    } else {
-      candidate.is_exact = true;
-      tried.emplace_back(left / state_.cells()[cell].base.z2, std::move(candidate));
-    }
+    tried.emplace_back(left / state_.cells()[cell].base.z2, std::move(candidate));
   }
-  return exact.empty() ? nearly : exact;
+  return exact;
 }
 
 // Two mistakes at once: the ones that help most, each with every other on top.
@@ -294,6 +289,17 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
 bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
   if (candidates.empty()) return false;
   for (Candidate& candidate : candidates) candidate.score(state_);
+  // One number per head is soon hit: it counts only where the other outputs agree, and one of them is far off.
+  std::erase_if(candidates, [&](const Candidate& candidate) {
+    const bool is_of_sinks = std::all_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
+      return state_.cells()[e.cell].cell.tensor == TensorName::kDsinks;
+    });
+    const bool is_plain = std::any_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
+      return state_.cells()[e.cell].base.z_rms > kPlain * state_.cells()[e.cell].limits.limits.z_max;
+    });
+    return is_of_sinks && (candidate.contradictions > 0 || !is_plain);
+  });
+  if (candidates.empty()) return false;
   std::size_t best = 0;
   for (std::size_t i = 1; i < candidates.size(); ++i) {
     if (is_better(candidates[i], candidates[best])) best = i;
@@ -323,19 +329,14 @@ bool Engine::accept_fact(std::size_t cell) {
   CellState& cs = state_.cells()[cell];
   if (cs.fact) return false;
   const Prediction base = state_.predicted_base(cs);
-  // What the other heads and tensors should be, for a buffer that holds another one's numbers.
-  std::vector<Prediction> predictions;
+  // A buffer may hold the numbers of another one.
   std::vector<OtherCell> others;
-  predictions.reserve(state_.cells().size());
   for (std::size_t i = 0; i < state_.cells().size(); ++i) {
-    const CellState& other = state_.cells()[i];
-    if (i == cell || !other.concerned || other.cell.got.size() != cs.cell.got.size() || cs.cell.got.size() < 2) continue;
-    predictions.push_back(state_.predicted_base(other));
-    others.push_back({fmt::format("{} of head {}{}", text(other.cell.tensor), other.cell.head,
-                                  other.cell.batch == cs.cell.batch
-                                      ? ""
-                                      : fmt::format(" of batch entry {}", other.cell.batch)),
-                      &predictions.back()});
+    const Cell& other = state_.cells()[i].cell;
+    if (i == cell || other.got.size() != cs.cell.got.size() || cs.cell.got.size() < 2) continue;
+    others.push_back({fmt::format("{} of head {}{}", text(other.tensor), other.head,
+                                  other.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.batch)),
+                      &other});
   }
   std::optional<Fact> fact = find_fact(cs.cell, base, cs.limits, others);
   if (!fact) return false;

@@ -146,7 +146,7 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
   for (std::int64_t step = 1; step < heads; ++step) {
     const std::int64_t source = (head + step) % heads;
     const double sink = c.sinks.at(source);
-    if (sink == base.sink || !std::isfinite(sink)) continue;
+    if (!std::isfinite(sink)) continue;
     const double sum = misfit(rows, sink, by_lse);
     if (sum < least) {
       least = sum;
@@ -157,11 +157,10 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
 }
 
 std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::int64_t head,
-                                      const HeadFunction& base, const GotOf& got) {
+                                      const HeadFunction& base, const GotOf& got, TensorName tensor) {
   const AttentionShape& s = c.problem.shape;
-  std::vector<double> values = got(TensorName::kOut, batch, head);
-  const bool by_lse = values.empty();
-  if (by_lse) values = got(TensorName::kLse, batch, head);
+  const std::vector<double> values = got(tensor, batch, head);
+  const bool by_lse = tensor == TensorName::kLse;
   if (values.empty() || base.elsewhere || base.layout != HeadLayout::kRight) return std::nullopt;
   const std::int64_t columns = by_lse ? 1 : s.d;
   std::vector<double> k(static_cast<std::size_t>(s.sk * s.d)), q(static_cast<std::size_t>(s.d));

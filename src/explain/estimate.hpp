@@ -19,9 +19,9 @@ using GotOf = std::function<std::vector<double>(TensorName, std::int64_t batch, 
 std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::int64_t head,
                                         const HeadFunction& base, const GotOf& got);
 
-// The scale that explains this head's out (or its lse), by a search over a few rows between 1/64 and 64 times the right
-// one, of either sign.
+// The scale that explains this head's out or lse, by a search over a few rows between 1/64 and 64 times the right one, of
+// either sign; nothing where the path does not give that tensor.
 std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::int64_t head,
-                                      const HeadFunction& base, const GotOf& got);
+                                      const HeadFunction& base, const GotOf& got, TensorName tensor);
 
 }  // namespace sinkscope

@@ -50,16 +50,15 @@ Prediction doubled(const Cell& cell, const Prediction& base, Range rows) {
 std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const CellLimits& limits,
                               const std::vector<OtherCell>& others) {
   const Range rows = wrong_rows(row_fits(cell, base, limits));
-  if (rows.size() <= 0) return std::nullopt;
-  const bool everywhere = is_blank(cell, {0, cell.rows.size()});
-  if (everywhere && cell.tensor != TensorName::kDsinks)
+  if (rows.size() <= 0 || cell.tensor == TensorName::kDsinks) return std::nullopt;  // one number shows nothing
+  if (is_blank(cell, {0, cell.rows.size()}))
     return Fact{"head_zeroed", {0, cell.rows.size()}, "", with_blank(cell, base, {0, cell.rows.size()})};
   if (is_blank(cell, rows)) return Fact{"rows_missing", rows, "", with_blank(cell, base, rows)};
   Prediction twice = doubled(cell, base, rows);
   if (fit(cell, twice, limits).fits) return Fact{"rows_twice", rows, "", std::move(twice)};
   for (const OtherCell& other : others) {
-    if (other.prediction->value.size() == cell.got.size() && fit(cell, *other.prediction, limits).fits)
-      return Fact{"stale", {0, cell.rows.size()}, "holds " + other.name, *other.prediction};
+    if (other.cell->got == cell.got)
+      return Fact{"stale", {0, cell.rows.size()}, "holds " + other.name, {cell.got, base.sigma}};
   }
   return std::nullopt;
 }

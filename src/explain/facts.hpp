@@ -19,10 +19,10 @@ struct Fact {
   Prediction expected;
 };
 
-// `others`: what other cells of as many elements should be, by name ("out of head 3"), for stale.
+// Other cells of as many elements, by name ("out of head 3"), for stale.
 struct OtherCell {
   std::string name;
-  const Prediction* prediction;
+  const Cell* cell;
 };
 
 // The fact that explains a cell which should be `base`, or nothing.

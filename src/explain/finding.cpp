@@ -169,11 +169,11 @@ void add_missing_dsinks(State& state, std::vector<Finding>& findings) {
   bool is_used = false;
   for (std::int64_t head = 0; head < s.hq; ++head) {
     for (const TensorName tensor : {TensorName::kOut, TensorName::kLse, TensorName::kDq})
-      is_used = is_used || state.base(tensor, 0, head, 0)->sink_of >= 0;
+      is_used = is_used || state.base(tensor, 0, head, 0)->sink_of >= 0;  // in what is known by now
   }
   for (Finding& finding : findings) {
     const bool has_no_sink = finding.cause == "sink_ignored" || finding.cause == "sink_zero_added";
-    if (!has_no_sink || (is_used && !finding.all_heads)) continue;
+    if (is_used && !(has_no_sink && finding.all_heads)) continue;
     finding.tensors.push_back(TensorName::kDsinks);
     return;
   }
@@ -231,11 +231,21 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
 
   State state(c, gate, std::move(cells), failed, options.threads);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
-  std::vector<std::size_t> unclear;
+  std::vector<std::size_t> biased, unclear;
   for (std::size_t i = 0; i < failed.size(); ++i) {
-    if (failed[i] && c.problem.shape.docs.empty() && !state.cells()[i].fails) unclear.push_back(i);
+    if (failed[i] && c.problem.shape.docs.empty() && !state.cells()[i].fails) biased.push_back(i);
   }
   const std::vector<Accepted> accepted = Engine(state, options).run();
+  // A mistake that was found elsewhere in the head may well leave a bias alone here.
+  for (const std::size_t i : biased) {
+    const auto heads = state.heads_of(state.cells()[i].cell);
+    const bool is_known = std::any_of(accepted.begin(), accepted.end(), [&](const Accepted& one) {
+      return std::any_of(one.places.begin(), one.places.end(), [&](const Place& place) {
+        return std::find(heads.begin(), heads.end(), std::pair(std::get<0>(place), std::get<1>(place))) != heads.end();
+      });
+    });
+    if (!is_known) unclear.push_back(i);
+  }
   std::vector<Finding> findings;
   for (const Accepted& one : accepted) findings.push_back(finding_of(state, one));
   std::stable_sort(findings.begin(), findings.end(), [](const Finding& a, const Finding& b) {

@@ -51,9 +51,13 @@ std::vector<Hypothesis> scale_squared(const Cause& cause, const Probe& probe) {
 }
 
 std::vector<Hypothesis> scale_wrong(const Cause& cause, const Probe& probe) {
-  const std::optional<double> scale = estimated_scale(probe.c, probe.batch, probe.head, probe.base, probe.got);
-  if (!scale) return {};
-  return {with_scale(cause, *scale)};
+  std::vector<Hypothesis> found;
+  for (const TensorName tensor : {TensorName::kLse, TensorName::kOut}) {  // the LSE tells more digits
+    const std::optional<double> scale =
+        estimated_scale(probe.c, probe.batch, probe.head, probe.base, probe.got, tensor);
+    if (scale) found.push_back(with_scale(cause, *scale));
+  }
+  return found;
 }
 
 std::vector<Hypothesis> interleaved(const Cause& cause, const Probe& probe) {
