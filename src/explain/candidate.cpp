@@ -88,10 +88,10 @@ std::optional<Explained> Candidate::try_places(State& state, std::size_t cell,
   if (changed.empty()) return std::nullopt;
   const Fit fit = state.fit_under(cs, at_places(state, cs.cell.tensor, changed));
   if (!is_enough(cs.base, fit, nearly)) return std::nullopt;
-  Explained explained{cell, fit, changed, std::nullopt};
+  Explained found{cell, fit, changed, std::nullopt};
   if (const auto rows = rows_.find(*changed.begin()); is_own(cs.cell.tensor) && rows != rows_.end())
-    explained.rows = rows->second;
-  return explained;
+    found.rows = rows->second;
+  return found;
 }
 
 // The mistake may have been made in some rows only: those that are wrong as it stands, from the first to the last.
