@@ -8,6 +8,7 @@
 
 #include "src/explain/engine.hpp"
 #include "src/explain/explain.hpp"
+#include "src/explain/rounding_search.hpp"
 
 namespace sinkscope {
 namespace {
@@ -133,20 +134,14 @@ Finding finding_of(State& state, const Accepted& accepted) {
   return finding;
 }
 
-// What fails and no cause fits, in one finding.
-Finding unexplained(const State& state, const std::vector<std::size_t>& cells, bool in_part) {
-  Finding finding;
-  finding.cause = kUnknownCause;
-  finding.sentence = in_part ? "what is left after that fits no cause of the catalogue"
-                             : "no cause of the catalogue fits: rounding, or a mistake it does not have";
-  finding.fix = "look where the error begins: sinkscope compare --verbose";
+// The tensors, heads and documents of some cells.
+void set_scope_of_cells(const State& state, const std::vector<std::size_t>& cells, Finding& finding) {
   std::set<std::int64_t> batches, heads, documents;
   std::set<TensorName> tensors;
   for (const std::size_t i : cells) tensors.insert(state.cells()[i].cell.tensor);
   finding.of_keys = std::all_of(tensors.begin(), tensors.end(), is_of_keys);
   for (const std::size_t i : cells) {
     const CellState& cs = state.cells()[i];
-    finding.residual_z = std::max(finding.residual_z, cs.base.z_rms);
     documents.insert(cs.cell.document);
     for (const auto& [batch, head] : state.heads_of(cs.cell)) {
       batches.insert(batch);
@@ -160,6 +155,17 @@ Finding unexplained(const State& state, const std::vector<std::size_t>& cells, b
   const AttentionShape& s = state.problem().problem.shape;
   finding.all_heads = static_cast<std::int64_t>(heads.size()) == (finding.of_keys ? s.hkv : s.hq);
   finding.all_documents = static_cast<std::int64_t>(documents.size()) == document_count(state.problem());
+}
+
+// What fails and no cause fits, in one finding.
+Finding unexplained(const State& state, const std::vector<std::size_t>& cells, bool in_part) {
+  Finding finding;
+  finding.cause = kUnknownCause;
+  finding.sentence = in_part ? "what is left after that fits no cause of the catalogue"
+                             : "no cause of the catalogue fits: rounding, or a mistake it does not have";
+  finding.fix = "look where the error begins: sinkscope compare --verbose";
+  for (const std::size_t i : cells) finding.residual_z = std::max(finding.residual_z, state.cells()[i].base.z_rms);
+  set_scope_of_cells(state, cells, finding);
   return finding;
 }
 
@@ -255,7 +261,22 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
   for (std::size_t i = 0; i < failed.size(); ++i) {
     if (state.cells()[i].fails) unclear.push_back(i);
   }
-  if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !accepted.empty()));
+  std::sort(unclear.begin(), unclear.end());
+  unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
+  for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) {
+    Finding finding;
+    finding.cause = fit.model.cause;
+    finding.sentence = fit.model.sentence;
+    finding.fix = fit.model.fix;
+    finding.share = fit.share;
+    finding.residual_z = fit.residual_z;
+    set_scope_of_cells(state, fit.cells, finding);
+    findings.push_back(std::move(finding));
+    std::erase_if(unclear, [&](std::size_t i) {
+      return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
+    });
+  }
+  if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
   return findings;
 }
 
