@@ -31,10 +31,14 @@ std::optional<std::string> needs_batch(const Case& c) {
   return needs_sinks_and_backward(c);
 }
 
-RowRule right(const RowState& row) { return {1, row.dlse - row.delta, row.p, row.dlse - row.delta}; }
+RowRule right(const RowState& row) {
+  return {1, row.dlse - row.delta, row.p, row.dlse - row.delta};
+}
 
 // dO . O of the O before the sink: O / (1 - p).
-double delta_without_sink(const RowState& row) { return row.p < 1 ? row.delta / (1 - row.p) : row.delta; }
+double delta_without_sink(const RowState& row) {
+  return row.p < 1 ? row.delta / (1 - row.p) : row.delta;
+}
 
 RowRule rescaled(const RowState& row) {
   RowRule rule = right(row);
@@ -77,10 +81,18 @@ RowRule from_factor(const RowState& row, double factor, bool sink_too) {
   if (sink_too) rule.sink_p *= rule.weight;
   return rule;
 }
-RowRule from_log2(const RowState& row) { return from_factor(row, kLog2E, false); }
-RowRule from_log2_sink_too(const RowState& row) { return from_factor(row, kLog2E, true); }
-RowRule from_ln(const RowState& row) { return from_factor(row, 1 / kLog2E, false); }
-RowRule from_ln_sink_too(const RowState& row) { return from_factor(row, 1 / kLog2E, true); }
+RowRule from_log2(const RowState& row) {
+  return from_factor(row, kLog2E, false);
+}
+RowRule from_log2_sink_too(const RowState& row) {
+  return from_factor(row, kLog2E, true);
+}
+RowRule from_ln(const RowState& row) {
+  return from_factor(row, 1 / kLog2E, false);
+}
+RowRule from_ln_sink_too(const RowState& row) {
+  return from_factor(row, 1 / kLog2E, true);
+}
 
 RowRule sink_from_ds(const RowState& row) {
   RowRule rule = right(row);
@@ -116,7 +128,8 @@ std::vector<Hypothesis> delta_uncorrected(const Cause& cause, const Probe&) {
 
 Hypothesis handing_out(Hypothesis inner, double lse_factor, bool of_keys) {
   Hypothesis both = inner;
-  both.apply = [inner = inner.apply, lse_factor, of_keys](HeadFunction& f, std::int64_t batch, std::int64_t head) {
+  both.apply = [inner = inner.apply, lse_factor, of_keys](HeadFunction& f, std::int64_t batch,
+                                                          std::int64_t head) {
     if (inner && !inner(f, batch, head)) return false;
     f.lse_factor *= lse_factor;
     f.lse_of_keys = f.lse_of_keys || of_keys;
@@ -139,7 +152,8 @@ Hypothesis handed_out_only(const Cause& cause, double lse_factor, bool of_keys) 
 std::vector<Hypothesis> lse_without_sink(const Cause& cause, const Probe&) {
   const Hypothesis plain = with_rule(cause, from_lse_of_keys);
   const Hypothesis too = with_rule(cause, from_lse_of_keys_sink_too, "(dsink too)");
-  return {plain, too, handing_out(plain, 1, true), handing_out(too, 1, true), handed_out_only(cause, 1, true)};
+  return {plain, too, handing_out(plain, 1, true), handing_out(too, 1, true),
+          handed_out_only(cause, 1, true)};
 }
 
 std::vector<Hypothesis> lse_log2(const Cause& cause, const Probe&) {
@@ -160,8 +174,12 @@ std::vector<Hypothesis> weighted(const Cause& cause, double weight) {
   })};
 }
 
-std::vector<Hypothesis> dsink_missing(const Cause& cause, const Probe&) { return weighted(cause, 0); }
-std::vector<Hypothesis> dsink_sign(const Cause& cause, const Probe&) { return weighted(cause, -1); }
+std::vector<Hypothesis> dsink_missing(const Cause& cause, const Probe&) {
+  return weighted(cause, 0);
+}
+std::vector<Hypothesis> dsink_sign(const Cause& cause, const Probe&) {
+  return weighted(cause, -1);
+}
 
 std::vector<Hypothesis> dsink_batch(const Cause& cause, const Probe& probe) {
   std::vector<Hypothesis> entries;
@@ -190,18 +208,20 @@ std::vector<Hypothesis> dsink_from_ds(const Cause& cause, const Probe&) {
 
 std::vector<Cause> backward_causes() {
   return {
-      {"dsink_missing", "the sink gets no gradient", "return the sink's gradient from the backward: -sum p Delta",
-       "vllm-flash-attn3 returns None for s_aux; FlashAttention-4 did before August 2026", Stage::kSinkGradient, 0,
-       needs_sinks_and_backward, dsink_missing},
+      {"dsink_missing", "the sink gets no gradient",
+       "return the sink's gradient from the backward: -sum p Delta",
+       "vllm-flash-attn3 returns None for s_aux; FlashAttention-4 did before August 2026",
+       Stage::kSinkGradient, 0, needs_sinks_and_backward, dsink_missing},
       {"dlse_dropped", "the gradient through the LSE is dropped",
        "add dLSE to -Delta in the backward, or feed the backward the O and LSE that include the sink",
-       "O sigmoid(lse - s) through an autograd whose LSE has no gradient (torchtitan 4796)", Stage::kBackward, 0,
-       needs_lse_gradient, dlse_dropped},
+       "O sigmoid(lse - s) through an autograd whose LSE has no gradient (torchtitan 4796)", Stage::kBackward,
+       0, needs_lse_gradient, dlse_dropped},
       {"delta_uncorrected", "Delta is taken from the O before the sink, in the sink's gradient too",
        "take Delta = dO . O from the O that includes the sink", "backwards that are fed the kernel's own O",
        Stage::kBackward, 0, needs_sinks_and_backward, delta_uncorrected},
       {"lse_without_sink", "the LSE leaves the sink out", "save and use the LSE that includes the sink",
-       "gpt-oss's Triton kernel stores it so", Stage::kBackward, 0, needs_sinks_and_backward, lse_without_sink},
+       "gpt-oss's Triton kernel stores it so", Stage::kBackward, 0, needs_sinks_and_backward,
+       lse_without_sink},
       {"lse_log2", "the LSE is in the other base", "convert between log2 and ln where the LSE changes hands",
        "FlexAttention's flash backend (pytorch 181645)", Stage::kBackward, 0, nullptr, lse_log2},
       {"dsink_sign", "the sink's gradient has the wrong sign", "dsink = sum p (dLSE - Delta)",
@@ -209,8 +229,9 @@ std::vector<Cause> backward_causes() {
       {"dsink_from_ds", "the sink's gradient is made from dS in place of dP", "dsink = sum p (dLSE - Delta)",
        "a published formula, as printed (Unlocking Agentic RL Training for GPT-OSS)", Stage::kSinkGradient, 0,
        needs_sinks_and_backward, dsink_from_ds},
-      {"dsink_batch", "the sink's gradient is not summed over the batch", "sum dsinks over rows, documents and batch",
-       "a gradient of [b, h] that is sliced", Stage::kSinkGradient, 1, needs_batch, dsink_batch},
+      {"dsink_batch", "the sink's gradient is not summed over the batch",
+       "sum dsinks over rows, documents and batch", "a gradient of [b, h] that is sliced",
+       Stage::kSinkGradient, 1, needs_batch, dsink_batch},
   };
 }
 

@@ -38,9 +38,12 @@ bool is_visible(State& state, const Hypothesis& hypothesis) {
   if (tasks.empty()) return false;
   state.results().prepare(tasks, state.backward());
   const bool visible = std::any_of(state.cells().begin(), state.cells().end(), [&](const CellState& cell) {
-    return !state.fit_under(cell, [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
-      return candidate.function(state, TensorName::kOut, {batch, head, document});
-    }).fits;
+    return !state
+                .fit_under(cell,
+                           [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
+                             return candidate.function(state, TensorName::kOut, {batch, head, document});
+                           })
+                .fits;
   });
   state.forget_results();
   return visible;
@@ -64,7 +67,8 @@ std::vector<BlindSpot> blind_spots(const Case& c, const Gate& gate, int threads)
         continue;
       }
     }
-    if (cause.parameters > 0 && cause.stage == Stage::kForward) continue;  // with some parameter it would show
+    if (cause.parameters > 0 && cause.stage == Stage::kForward)
+      continue;  // with some parameter it would show
     const std::vector<Hypothesis> variants = cause.hypotheses(cause, probe);
     const bool visible = std::any_of(variants.begin(), variants.end(),
                                      [&](const Hypothesis& variant) { return is_visible(state, variant); });

@@ -11,7 +11,7 @@ namespace {
 
 constexpr double kLeftOver = 1e-3;  // of the squared error: less is left by a cause that explains nearly all
 
-constexpr double kNearer = 0.5;     // of the squared error in the tensor's own units
+constexpr double kNearer = 0.5;  // of the squared error in the tensor's own units
 
 bool is_own(TensorName tensor) {
   return tensor == TensorName::kOut || tensor == TensorName::kLse || tensor == TensorName::kDq;
@@ -78,8 +78,8 @@ FunctionOf Candidate::at_places(const State& state, TensorName tensor, const std
   };
 }
 
-std::optional<Explained> Candidate::try_places(State& state, std::size_t cell,
-                                               const std::set<Place>& places, bool nearly) const {
+std::optional<Explained> Candidate::try_places(State& state, std::size_t cell, const std::set<Place>& places,
+                                               bool nearly) const {
   const CellState& cs = state.cells()[cell];
   std::set<Place> changed;
   for (const Place& place : places) {
@@ -98,7 +98,8 @@ std::optional<Explained> Candidate::try_places(State& state, std::size_t cell,
 std::optional<Explained> Candidate::explain_rows(State& state, std::size_t cell) const {
   const CellState& cs = state.cells()[cell];
   const Place place{cs.cell.batch, cs.cell.head, cs.cell.document};
-  if (rows_.contains(place) || state.base(cs.cell.tensor, cs.cell.batch, cs.cell.head, cs.cell.document)->elsewhere)
+  if (rows_.contains(place) ||
+      state.base(cs.cell.tensor, cs.cell.batch, cs.cell.head, cs.cell.document)->elsewhere)
     return std::nullopt;
   const std::set<Place> only = {place};
   const Prediction whole = state.predicted(cs, at_places(state, cs.cell.tensor, only));
@@ -134,7 +135,8 @@ std::optional<Explained> Candidate::explain_cell(State& state, std::size_t cell)
     const AttentionShape& s = state.problem().problem.shape;
     std::set<Place> every;
     for (const Place& place : all) {
-      for (std::int64_t head = 0; head < s.hq; ++head) every.emplace(std::get<0>(place), head, std::get<2>(place));
+      for (std::int64_t head = 0; head < s.hq; ++head)
+        every.emplace(std::get<0>(place), head, std::get<2>(place));
     }
     if (std::optional<Explained> found = try_places(state, cell, every)) return found;
   }
@@ -184,7 +186,8 @@ void Candidate::score(State& state) {
     const Cell& c = state.cells()[i].cell;
     if (is_own(c.tensor)) continue;
     std::set<Place> of_cell;
-    for (const Place& place : places) {  // heads of other groups too: they may read these keys, or use this sink
+    for (const Place& place :
+         places) {  // heads of other groups too: they may read these keys, or use this sink
       const bool is_near = std::get<0>(place) == c.batch && std::get<2>(place) == c.document;
       if (c.tensor == TensorName::kDsinks || is_near) of_cell.insert(place);
     }
@@ -199,8 +202,9 @@ void Candidate::score(State& state) {
   }
   exact = explained.size();
   for (const std::size_t i : wrong) {
-    const bool is_done = std::any_of(explained.begin(), explained.begin() + static_cast<std::ptrdiff_t>(exact),
-                                     [&](const Explained& e) { return e.cell == i; });
+    const bool is_done =
+        std::any_of(explained.begin(), explained.begin() + static_cast<std::ptrdiff_t>(exact),
+                    [&](const Explained& e) { return e.cell == i; });
     const Cell& c = state.cells()[i].cell;
     if (is_done || c.tensor == TensorName::kDsinks) continue;
     std::set<Place> of_cell;
@@ -208,7 +212,8 @@ void Candidate::score(State& state) {
       if (places.contains({batch, head, c.document})) of_cell.emplace(batch, head, c.document);
     }
     if (of_cell.empty()) continue;
-    if (std::optional<Explained> found = nearly_explain(state, i, of_cell)) explained.push_back(std::move(*found));
+    if (std::optional<Explained> found = nearly_explain(state, i, of_cell))
+      explained.push_back(std::move(*found));
   }
   count_contradictions(state, places);
 }
@@ -226,10 +231,11 @@ void Candidate::count_contradictions(State& state, const std::set<Place>& places
 }
 
 bool covers(const Candidate& a, const Candidate& b) {
-  return std::all_of(b.explained.begin(), b.explained.begin() + static_cast<std::ptrdiff_t>(b.exact), [&](const Explained& wanted) {
-    return std::any_of(a.explained.begin(), a.explained.end(),
-                       [&](const Explained& e) { return e.cell == wanted.cell; });
-  });
+  return std::all_of(b.explained.begin(), b.explained.begin() + static_cast<std::ptrdiff_t>(b.exact),
+                     [&](const Explained& wanted) {
+                       return std::any_of(a.explained.begin(), a.explained.end(),
+                                          [&](const Explained& e) { return e.cell == wanted.cell; });
+                     });
 }
 
 }  // namespace sinkscope

@@ -21,8 +21,8 @@ using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, q
 struct Explained {
   std::size_t cell = 0;
   Fit fit;
-  std::set<Place> places;       // where the mistake must have been made for it
-  std::optional<Range> rows;    // of the cell
+  std::set<Place> places;     // where the mistake must have been made for it
+  std::optional<Range> rows;  // of the cell
 };
 
 class Candidate {
@@ -31,7 +31,9 @@ class Candidate {
   Candidate(std::vector<Hypothesis> hypotheses, std::vector<std::string> suffixes, bool on_forward);
 
   const std::vector<Hypothesis>& hypotheses() const { return hypotheses_; }
-  const std::vector<std::string>& suffixes() const { return suffixes_; }  // one per hypothesis: which variant it is
+  const std::vector<std::string>& suffixes() const {
+    return suffixes_;
+  }  // one per hypothesis: which variant it is
   bool on_forward() const { return on_forward_; }
   int parameters() const;
 
@@ -41,7 +43,8 @@ class Candidate {
   // Fits one cell with the mistake in all its heads, in rows, or in single heads of its group.
   std::optional<Explained> explain_cell(State& state, std::size_t cell) const;
   // The same where it need not fit, if it leaves less than a thousandth of the squared error.
-  std::optional<Explained> nearly_explain(State& state, std::size_t cell, const std::set<Place>& places) const;
+  std::optional<Explained> nearly_explain(State& state, std::size_t cell,
+                                          const std::set<Place>& places) const;
 
   // Fills `explained` and `contradictions`. What is nearly explained counts where the same head has something else that
   // is explained.

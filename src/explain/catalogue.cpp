@@ -9,11 +9,10 @@
 namespace sinkscope {
 namespace {
 
-// Facts about the outputs themselves, which facts.cpp finds.
-std::vector<Cause> fact_causes() {
+std::vector<Cause> facts() {
   return {
-      {"head_zeroed", "the head is zero everywhere", "write every head: look at the grid and at masks of heads",
-       "a grid one head short"},
+      {"head_zeroed", "the head is zero everywhere",
+       "write every head: look at the grid and at masks of heads", "a grid one head short"},
       {"rows_missing", "rows were not written", "write every tile, the last and partial one too",
        "a last block that is left out"},
       {"rows_twice", "rows are twice as large", "add each tile once", "a tile that two blocks add"},
@@ -30,8 +29,10 @@ std::vector<Cause> joined(std::initializer_list<std::vector<Cause>> groups) {
 
 }  // namespace
 
-Hypothesis hypothesis(const Cause& cause, std::function<bool(HeadFunction&, std::int64_t, std::int64_t)> change) {
-  return {&cause, [&cause, change = std::move(change)](HeadFunction& f, std::int64_t batch, std::int64_t head) {
+Hypothesis hypothesis(const Cause& cause,
+                      std::function<bool(HeadFunction&, std::int64_t, std::int64_t)> change) {
+  return {&cause,
+          [&cause, change = std::move(change)](HeadFunction& f, std::int64_t batch, std::int64_t head) {
             HeadFunction changed = f;
             changed.key += fmt::format("+{}", cause.id);
             if (!change(changed, batch, head)) return false;
@@ -46,10 +47,15 @@ const std::vector<Cause>& all_causes() {
   return kCauses;
 }
 
+const std::vector<Cause>& fact_causes() {
+  static const std::vector<Cause> kFacts = facts();
+  return kFacts;
+}
+
 const Cause& find_cause(std::string_view id) {
-  static const std::vector<Cause> kFacts = fact_causes();
-  for (const std::vector<Cause>* causes : {&all_causes(), &kFacts}) {
-    const auto found = std::find_if(causes->begin(), causes->end(), [&](const Cause& c) { return c.id == id; });
+  for (const std::vector<Cause>* causes : {&all_causes(), &fact_causes()}) {
+    const auto found =
+        std::find_if(causes->begin(), causes->end(), [&](const Cause& c) { return c.id == id; });
     if (found != causes->end()) return *found;
   }
   throw InputError(fmt::format("cause '{}' is not known (sinkscope list causes)", id));

@@ -41,14 +41,17 @@ struct Cause {
   std::string_view fix;
   std::string_view evidence;  // where it was met
   Stage stage = Stage::kForward;
-  int parameters = 0;         // free ones
+  int parameters = 0;  // free ones
   // Why this case cannot show it ("the case has no sink"), or nothing.
   std::optional<std::string> (*invisible)(const Case&) = nullptr;
   std::vector<Hypothesis> (*hypotheses)(const Cause&, const Probe&) = nullptr;
 };
 
-// Every cause, most common first. Facts about the outputs themselves (facts.hpp) are not among them.
+// Every cause that is a hypothesis, most common first.
 const std::vector<Cause>& all_causes();
+
+// Those that are facts about the outputs themselves (facts.hpp).
+const std::vector<Cause>& fact_causes();
 
 // The groups that all_causes() is made of.
 std::vector<Cause> sink_causes();
@@ -60,6 +63,7 @@ std::vector<Cause> backward_causes();
 const Cause& find_cause(std::string_view id);
 
 // A hypothesis that does one thing to every head.
-Hypothesis hypothesis(const Cause& cause, std::function<bool(HeadFunction&, std::int64_t, std::int64_t)> change);
+Hypothesis hypothesis(const Cause& cause,
+                      std::function<bool(HeadFunction&, std::int64_t, std::int64_t)> change);
 
 }  // namespace sinkscope

@@ -16,7 +16,9 @@ Documents documents_of(const AttentionShape& s) {
   return {s.cu_q(), s.cu_k()};
 }
 
-int class_of(double x) { return std::isfinite(x) ? 0 : std::isnan(x) ? 1 : x > 0 ? 2 : 3; }
+int class_of(double x) {
+  return std::isfinite(x) ? 0 : std::isnan(x) ? 1 : x > 0 ? 2 : 3;
+}
 
 double z_of(const Cell& cell, const Prediction& prediction, double unit, std::size_t i) {
   const double got = cell.got[i], ref = prediction.value[i];
@@ -48,8 +50,7 @@ RowFit fit_row(const Cell& cell, const Prediction& prediction, double unit, std:
 }
 
 bool is_within(const RowFit& fit, const Cell& cell, const Limits& limits) {
-  return fit.z_max <= limits.z_max &&
-         std::sqrt(fit.z2 / static_cast<double>(cell.columns)) <= limits.z_row;
+  return fit.z_max <= limits.z_max && std::sqrt(fit.z2 / static_cast<double>(cell.columns)) <= limits.z_row;
 }
 
 void add_cells_of_heads(const Case& c, const Tensor& tensor, TensorName name, std::vector<Cell>& cells) {
@@ -100,7 +101,8 @@ Prediction predict_keys(const Case& c, const Cell& cell, const FunctionOf& funct
   return p;
 }
 
-Prediction predict_dsink(const Case& c, const Cell& cell, const FunctionOf& function, const ResultOf& result) {
+Prediction predict_dsink(const Case& c, const Cell& cell, const FunctionOf& function,
+                         const ResultOf& result) {
   const AttentionShape& s = c.problem.shape;
   const Documents documents = documents_of(s);
   const double u = unit_roundoff(s.dtype), rho = 0x1p-24 / u, tiny = 0x1p-126 / u;

@@ -19,7 +19,7 @@ struct Cell {
   std::int64_t batch = 0, head = 0, document = 0;
   Range rows;  // of the head: query rows, for dk and dv keys
   std::int64_t columns = 1;
-  std::vector<double> got;     // [rows, columns]
+  std::vector<double> got;      // [rows, columns]
   DType stored = DType::kFp32;  // the format of got
 };
 
@@ -31,7 +31,7 @@ struct Prediction {
 // z of a cell under a prediction, judged by the gate's limits; NaN does not fit.
 struct Fit {
   bool fits = false;
-  double z2 = 0;  // sum of squared z; infinite where the classes of non-finite elements differ
+  double z2 = 0;    // sum of squared z; infinite where the classes of non-finite elements differ
   double err2 = 0;  // sum of squared errors of finite elements, over the rows that were asked for
   double z_rms = 0, z_row = 0, z_max = 0;
 };
@@ -55,7 +55,8 @@ std::vector<Cell> cells_of(const Case& c, const Outputs& outputs);
 
 // What a cell should be when query head `head` of `batch` in `document` computes what `result(batch, head, document)`
 // holds, and `function` says of it.
-using ResultOf = std::function<const HeadResult&(std::int64_t batch, std::int64_t head, std::int64_t document)>;
+using ResultOf =
+    std::function<const HeadResult&(std::int64_t batch, std::int64_t head, std::int64_t document)>;
 using FunctionOf = std::function<FunctionPtr(std::int64_t batch, std::int64_t head, std::int64_t document)>;
 Prediction predict(const Case& c, const Cell& cell, const FunctionOf& function, const ResultOf& result);
 

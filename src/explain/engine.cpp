@@ -11,14 +11,17 @@
 namespace sinkscope {
 namespace {
 
-constexpr int kPairedWith = 3;         // of the causes that alone leave least, so many are tried with a second
-constexpr double kHelps = 0.8;         // ... if they leave less than this of the squared error
-constexpr int kPairedCells = 2;        // cells for which pairs are tried in vain before they are tried no more
-constexpr double kNearly = 1e-2;        // of the squared error: what leaves less in the worst rows is looked at whole
-constexpr double kPlain = 4;            // times the limit: a single number that is farther off is so for a reason
-constexpr double kAlikeResidual = 1.5; // residuals within this factor of each other say nothing
+constexpr int kPairedWith = 3;   // of the causes that alone leave least, so many are tried with a second
+constexpr double kHelps = 0.8;   // ... if they leave less than this of the squared error
+constexpr int kPairedCells = 2;  // cells for which pairs are tried in vain before they are tried no more
+constexpr double kNearly =
+    1e-2;                     // of the squared error: what leaves less in the worst rows is looked at whole
+constexpr double kPlain = 4;  // times the limit: a single number that is farther off is so for a reason
+constexpr double kAlikeResidual = 1.5;  // residuals within this factor of each other say nothing
 
-bool is_forward(TensorName tensor) { return tensor == TensorName::kOut || tensor == TensorName::kLse; }
+bool is_forward(TensorName tensor) {
+  return tensor == TensorName::kOut || tensor == TensorName::kLse;
+}
 
 // The longest run of rows that are wrong, or its middle.
 std::optional<Range> worst_rows(const CellState& cs) {
@@ -95,10 +98,10 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, std::vector<Hypo
                     }};
   std::vector<Candidate> all;
   for (const Cause& cause : all_causes()) {
-    const bool withheld = std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) !=
-                          options_.withheld.end();
-    const bool again = std::any_of(before.begin(), before.end(),
-                                   [&](const Hypothesis& h) { return h.cause == &cause; });
+    const bool withheld =
+        std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) != options_.withheld.end();
+    const bool again =
+        std::any_of(before.begin(), before.end(), [&](const Hypothesis& h) { return h.cause == &cause; });
     if (withheld || again || !concerns(cause, c.tensor)) continue;
     if (is_unknown && cause.stage != Stage::kKeyHeads && cause.stage != Stage::kSinkGradient) continue;
     if (cause.invisible != nullptr && cause.invisible(state_.problem())) continue;
@@ -122,7 +125,8 @@ bool Engine::is_unknown_before(std::size_t cell) const {
   const auto heads = state_.heads_of(sum);
   return std::any_of(state_.cells().begin(), state_.cells().end(), [&](const CellState& cs) {
     const bool is_own = !is_of_keys(cs.cell.tensor) && cs.cell.tensor != TensorName::kDsinks;
-    return is_own && cs.given_up && std::find(heads.begin(), heads.end(), std::pair(cs.cell.batch, cs.cell.head)) != heads.end();
+    return is_own && cs.given_up &&
+           std::find(heads.begin(), heads.end(), std::pair(cs.cell.batch, cs.cell.head)) != heads.end();
   });
 }
 
@@ -133,7 +137,8 @@ std::vector<Candidate> Engine::singles(std::size_t cell) {
   const FunctionPtr forward = state_.base(TensorName::kOut, batch, head, c.document);
   std::vector<Candidate> all = candidates_for(cell, {}, {}, *own, false);
   if (own->key != forward->key) {
-    for (Candidate& candidate : candidates_for(cell, {}, {}, *forward, true)) all.push_back(std::move(candidate));
+    for (Candidate& candidate : candidates_for(cell, {}, {}, *forward, true))
+      all.push_back(std::move(candidate));
   }
   return all;
 }
@@ -164,7 +169,8 @@ std::vector<Candidate> Engine::screened(std::size_t cell, std::vector<Candidate>
   std::vector<Candidate> left;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (!functions[i]) continue;
-    const bool passes = functions[i]->layout != HeadLayout::kRight || fits[i].fits || !(fits[i].z2 > kNearly * before);
+    const bool passes =
+        functions[i]->layout != HeadLayout::kRight || fits[i].fits || !(fits[i].z2 > kNearly * before);
     if (passes) {
       left.push_back(std::move(all[i]));
     } else if (std::isfinite(before)) {
@@ -209,7 +215,8 @@ std::vector<Candidate> Engine::pairs(std::size_t cell) {
   const CellState& cs = state_.cells()[cell];
   const auto [batch, head] = state_.heads_of(cs.cell).front();
   std::vector<std::pair<double, Candidate>> tried = std::move(tried_[cell]);
-  std::stable_sort(tried.begin(), tried.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(tried.begin(), tried.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<Candidate> all;
   int used = 0;
   for (const auto& [left, first] : tried) {
@@ -217,15 +224,18 @@ std::vector<Candidate> Engine::pairs(std::size_t cell) {
     ++used;
     const FunctionPtr f = first.function(state_, cs.cell.tensor, {batch, head, cs.cell.document});
     if (!f || f->layout != HeadLayout::kRight) continue;
-    for (Candidate& candidate : candidates_for(cell, first.hypotheses(), first.suffixes(), *f, first.on_forward()))
+    for (Candidate& candidate :
+         candidates_for(cell, first.hypotheses(), first.suffixes(), *f, first.on_forward()))
       all.push_back(std::move(candidate));
   }
   return all.empty() ? all : fitting(cell, std::move(all));
 }
 
-Accepted& Engine::record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,
-                    const Accepted::Part& part, const std::set<Place>& places) {
-  auto found = std::find_if(accepted_.begin(), accepted_.end(), [&](const Accepted& a) { return a.cause == &cause; });
+Accepted& Engine::record(const Cause& cause, const std::string& note,
+                         const std::vector<std::string>& equivalent, const Accepted::Part& part,
+                         const std::set<Place>& places) {
+  auto found =
+      std::find_if(accepted_.begin(), accepted_.end(), [&](const Accepted& a) { return a.cause == &cause; });
   if (found == accepted_.end()) {
     accepted_.push_back({&cause, note, equivalent, {}, {}, std::nullopt});
     found = accepted_.end() - 1;
@@ -254,10 +264,15 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
     std::vector<double> left = {before};
     for (std::size_t i = 0; i + 1 < best.hypotheses().size(); ++i) {
       const Candidate first({best.hypotheses()[i]}, {best.suffixes()[i]}, best.on_forward());
-      left.push_back(state_.fit_under(cs, [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
-        const Place place{batch, head, document};
-        return e.places.contains(place) ? first.function(state_, cs.cell.tensor, place) : nullptr;
-      }).z2);
+      left.push_back(state_
+                         .fit_under(cs,
+                                    [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
+                                      const Place place{batch, head, document};
+                                      return e.places.contains(place)
+                                                 ? first.function(state_, cs.cell.tensor, place)
+                                                 : nullptr;
+                                    })
+                         .z2);
     }
     left.push_back(e.fit.z2);
     for (std::size_t i = 0; i < best.hypotheses().size(); ++i) {
@@ -277,7 +292,8 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
   std::vector<std::tuple<TensorName, Place, FunctionPtr>> known;
   for (const Explained& e : best.explained) {
     const TensorName tensor = state_.cells()[e.cell].cell.tensor;
-    for (const Place& place : e.places) known.emplace_back(tensor, place, best.function(state_, tensor, place));
+    for (const Place& place : e.places)
+      known.emplace_back(tensor, place, best.function(state_, tensor, place));
   }
   for (const auto& [tensor, place, f] : known) {
     const auto [batch, head, document] = place;
@@ -291,12 +307,13 @@ bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
   for (Candidate& candidate : candidates) candidate.score(state_);
   // One number per head is soon hit: it counts only where the other outputs agree, and one of them is far off.
   std::erase_if(candidates, [&](const Candidate& candidate) {
-    const bool is_of_sinks = std::all_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
-      return state_.cells()[e.cell].cell.tensor == TensorName::kDsinks;
-    });
-    const bool is_plain = std::any_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
-      return state_.cells()[e.cell].base.z_rms > kPlain * state_.cells()[e.cell].limits.limits.z_max;
-    });
+    const bool is_of_sinks = std::all_of(
+        candidate.explained.begin(), candidate.explained.end(),
+        [&](const Explained& e) { return state_.cells()[e.cell].cell.tensor == TensorName::kDsinks; });
+    const bool is_plain =
+        std::any_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
+          return state_.cells()[e.cell].base.z_rms > kPlain * state_.cells()[e.cell].limits.limits.z_max;
+        });
     return is_of_sinks && (candidate.contradictions > 0 || !is_plain);
   });
   if (candidates.empty()) return false;
@@ -313,8 +330,8 @@ bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
   };
   std::vector<std::string> equivalent;
   for (const Candidate& other : candidates) {
-    if (other.hypotheses().size() != candidates[best].hypotheses().size() || !covers(other, candidates[best]) ||
-        other.contradictions > candidates[best].contradictions) {
+    if (other.hypotheses().size() != candidates[best].hypotheses().size() ||
+        !covers(other, candidates[best]) || other.contradictions > candidates[best].contradictions) {
       continue;
     }
     const Cause* cause = other.hypotheses().back().cause;
@@ -334,14 +351,16 @@ bool Engine::accept_fact(std::size_t cell) {
   for (std::size_t i = 0; i < state_.cells().size(); ++i) {
     const Cell& other = state_.cells()[i].cell;
     if (i == cell || other.got.size() != cs.cell.got.size() || cs.cell.got.size() < 2) continue;
-    others.push_back({fmt::format("{} of head {}{}", text(other.tensor), other.head,
-                                  other.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.batch)),
-                      &other});
+    others.push_back(
+        {fmt::format("{} of head {}{}", text(other.tensor), other.head,
+                     other.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.batch)),
+         &other});
   }
   std::optional<Fact> fact = find_fact(cs.cell, base, cs.limits, others);
   if (!fact) return false;
   const Cause& cause = find_cause(fact->cause);
-  if (std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) != options_.withheld.end()) return false;
+  if (std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) != options_.withheld.end())
+    return false;
   const Fit after = fit(cs.cell, fact->expected, cs.limits);
   std::optional<Range> rows;
   if (fact->rows.size() < cs.cell.rows.size())

@@ -49,7 +49,7 @@ class Engine {
   bool accept_fact(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);
   Accepted& record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,
-              const Accepted::Part& part, const std::set<Place>& places);
+                   const Accepted::Part& part, const std::set<Place>& places);
 
   State& state_;
   const ExplainOptions& options_;

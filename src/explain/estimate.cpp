@@ -7,7 +7,9 @@
 namespace sinkscope {
 namespace {
 
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
 
 // What a row says of the sink: with a sink s, out is out0 sigmoid(lse0 - s) and the LSE logaddexp(lse0, s).
 struct SinkRow {
@@ -40,7 +42,8 @@ struct ProbeRow {
 
 class ScaleSearch {
  public:
-  ScaleSearch(const Case& c, std::int64_t batch, const HeadFunction& base) : d_(c.problem.shape.d), base_(base) {
+  ScaleSearch(const Case& c, std::int64_t batch, const HeadFunction& base)
+      : d_(c.problem.shape.d), base_(base) {
     const AttentionShape& s = c.problem.shape;
     v_.resize(static_cast<std::size_t>(s.sk * s.d));
     c.v.widen((batch * s.hkv + base.kv_head) * s.sk * s.d, v_);
@@ -69,7 +72,8 @@ class ScaleSearch {
         const double e = std::exp(scale * row.logits[j] - most);
         total += e;
         const double* v = v_.data() + (static_cast<std::size_t>(row.keys.first) + j) * out.size();
-        for (std::size_t column = 0; column < out.size() && row.got.size() > 1; ++column) out[column] += e * v[column];
+        for (std::size_t column = 0; column < out.size() && row.got.size() > 1; ++column)
+          out[column] += e * v[column];
       }
       if (row.got.size() == 1) {
         sum += std::pow(row.got[0] - (most + std::log(total)), 2);
@@ -93,7 +97,8 @@ class ScaleSearch {
 // The keys that a row of a part sees.
 Range keys_of(const Part& part, std::int64_t row) {
   const std::int64_t own = row - part.rows.first + part.keys.size() - part.rows.size();
-  const std::int64_t end = part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
+  const std::int64_t end =
+      part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
   const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
   return {part.keys.first + first, part.keys.first + end};
 }
@@ -193,8 +198,8 @@ std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::in
   }
   const double found = std::log2(std::fabs(best));
   const double sign = best < 0 ? -1 : 1;
-  const double refined =
-      least_between([&](double log2) { return search.misfit(sign * std::exp2(log2)); }, found - 0.5, found + 0.5);
+  const double refined = least_between([&](double log2) { return search.misfit(sign * std::exp2(log2)); },
+                                       found - 0.5, found + 0.5);
   return sign * std::exp2(refined);
 }
 

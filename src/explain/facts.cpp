@@ -22,7 +22,8 @@ Range wrong_rows(const std::vector<bool>& fits) {
 
 // Not written: zeros, or what is not a number.
 bool is_blank(const Cell& cell, Range rows) {
-  const auto first = cell.got.begin() + rows.first * cell.columns, end = cell.got.begin() + rows.end * cell.columns;
+  const auto first = cell.got.begin() + rows.first * cell.columns,
+             end = cell.got.begin() + rows.end * cell.columns;
   return std::all_of(first, end, [](double x) { return x == 0; }) ||
          std::all_of(first, end, [](double x) { return std::isnan(x); });
 }
@@ -50,7 +51,8 @@ Prediction doubled(const Cell& cell, const Prediction& base, Range rows) {
 std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const CellLimits& limits,
                               const std::vector<OtherCell>& others) {
   const Range rows = wrong_rows(row_fits(cell, base, limits));
-  if (rows.size() <= 0 || cell.tensor == TensorName::kDsinks) return std::nullopt;  // one number shows nothing
+  if (rows.size() <= 0 || cell.tensor == TensorName::kDsinks)
+    return std::nullopt;  // one number shows nothing
   if (is_blank(cell, {0, cell.rows.size()}))
     return Fact{"head_zeroed", {0, cell.rows.size()}, "", with_blank(cell, base, {0, cell.rows.size()})};
   if (is_blank(cell, rows)) return Fact{"rows_missing", rows, "", with_blank(cell, base, rows)};

@@ -54,9 +54,12 @@ bool is_neutral(State& state, const Accepted& accepted, const Place& place) {
     if (!depends || cs.fact) continue;
     const FunctionPtr changed = accepted.candidate->function(state, cs.cell.tensor, place);
     if (!changed) continue;
-    const bool fits = state.fit_under(cs, [&](std::int64_t b, std::int64_t h, std::int64_t d) {
-      return Place{b, h, d} == place ? changed : nullptr;
-    }).fits;
+    const bool fits = state
+                          .fit_under(cs,
+                                     [&](std::int64_t b, std::int64_t h, std::int64_t d) {
+                                       return Place{b, h, d} == place ? changed : nullptr;
+                                     })
+                          .fits;
     if (!fits && !cs.fails) return false;
   }
   return true;
@@ -84,7 +87,8 @@ void set_scope(State& state, const Accepted& accepted, Finding& finding) {
       for (std::int64_t document = 0; document < document_count(c); ++document) {
         const Place place{batch, head, document};
         const std::int64_t listed = finding.of_keys ? head / s.group() : head;
-        const bool is_new = !heads.contains(listed) || !documents.contains(document) || !batches.contains(batch);
+        const bool is_new =
+            !heads.contains(listed) || !documents.contains(document) || !batches.contains(batch);
         if (accepted.places.contains(place) || !is_new || is_of_sinks) continue;
         if (is_neutral(state, accepted, place)) continue;
         if (!heads.contains(listed)) finding.all_heads = false;
@@ -164,7 +168,8 @@ Finding unexplained(const State& state, const std::vector<std::size_t>& cells, b
   finding.sentence = in_part ? "what is left after that fits no cause of the catalogue"
                              : "no cause of the catalogue fits: rounding, or a mistake it does not have";
   finding.fix = "look where the error begins: sinkscope compare --verbose";
-  for (const std::size_t i : cells) finding.residual_z = std::max(finding.residual_z, state.cells()[i].base.z_rms);
+  for (const std::size_t i : cells)
+    finding.residual_z = std::max(finding.residual_z, state.cells()[i].base.z_rms);
   set_scope_of_cells(state, cells, finding);
   return finding;
 }
@@ -247,7 +252,8 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
     const auto heads = state.heads_of(state.cells()[i].cell);
     const bool is_known = std::any_of(accepted.begin(), accepted.end(), [&](const Accepted& one) {
       return std::any_of(one.places.begin(), one.places.end(), [&](const Place& place) {
-        return std::find(heads.begin(), heads.end(), std::pair(std::get<0>(place), std::get<1>(place))) != heads.end();
+        return std::find(heads.begin(), heads.end(), std::pair(std::get<0>(place), std::get<1>(place))) !=
+               heads.end();
       });
     });
     if (!is_known) unclear.push_back(i);

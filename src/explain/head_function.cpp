@@ -8,7 +8,8 @@ namespace sinkscope {
 namespace {
 
 // Rows of one head, widened; row-major with `columns` columns.
-std::vector<double> rows_of(const Tensor& tensor, std::int64_t head, std::int64_t rows, std::int64_t columns) {
+std::vector<double> rows_of(const Tensor& tensor, std::int64_t head, std::int64_t rows,
+                            std::int64_t columns) {
   if (!tensor.given()) return {};
   std::vector<double> values(static_cast<std::size_t>(rows * columns));
   tensor.widen(head * rows * columns, values);
@@ -36,7 +37,9 @@ double log_add(double a, double b) {
 }
 
 // exp(a - b), a part's share of a row; 1 where both are the same infinity.
-double share_of(double a, double b) { return a == b ? 1 : std::exp(a - b); }
+double share_of(double a, double b) {
+  return a == b ? 1 : std::exp(a - b);
+}
 
 class Evaluation {
  public:
@@ -191,7 +194,8 @@ class Evaluation {
     std::vector<double> spread(count);
     bool any = false;
     for (std::size_t from = 0; from < count; ++from) {
-      const RowRule& rule = rules[static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(from)))];
+      const RowRule& rule =
+          rules[static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(from)))];
       if (!(rule.delta_gain > 1)) continue;
       spread[from] = std::sqrt(rule.delta_gain * rule.delta_gain - 1) * t.sigma.delta[from];
       any = true;
@@ -314,8 +318,7 @@ HeadFunction only_rows(HeadFunction function, Range rows) {
       // Rows and keys are counted from the ends that stay where they are: keys that no row sees go.
       const std::int64_t beyond = part.reversed ? kept.first - part.rows.first : part.rows.end - kept.end;
       const std::int64_t seen = std::clamp<std::int64_t>(nk - beyond, 0, nk);
-      const std::int64_t needed =
-          part.window > 0 ? std::min(seen, kept.size() + part.window - 1) : seen;
+      const std::int64_t needed = part.window > 0 ? std::min(seen, kept.size() + part.window - 1) : seen;
       if (part.reversed) {
         part.keys.first = part.keys.end - seen;
         part.keys.end = part.keys.first + needed;

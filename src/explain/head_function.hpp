@@ -57,20 +57,20 @@ struct HeadFunction;
 using FunctionPtr = std::shared_ptr<const HeadFunction>;
 
 struct HeadFunction {
-  std::string key;              // what was done to the right function: "+sink_ignored+dlse_dropped"; "" when right
-  std::string note;             // the last mistake's parameters, for people
-  double sink = kNoSink;        // the logit that is used
-  double sink_weight = 1;       // its gradient times this goes to the sink of head `sink_of`
-  std::int64_t sink_of = -1;    // -1: nowhere
+  std::string key;         // what was done to the right function: "+sink_ignored+dlse_dropped"; "" when right
+  std::string note;        // the last mistake's parameters, for people
+  double sink = kNoSink;   // the logit that is used
+  double sink_weight = 1;  // its gradient times this goes to the sink of head `sink_of`
+  std::int64_t sink_of = -1;  // -1: nowhere
   double scale = 1;
   std::int64_t kv_head = 0;
-  double kv_weight = 1;         // of this head's part of dk and dv
-  std::vector<Part> parts;      // every row in one at least
-  bool drops_dlse = false;      // the gradient of the LSE never arrives
+  double kv_weight = 1;             // of this head's part of dk and dv
+  std::vector<Part> parts;          // every row in one at least
+  bool drops_dlse = false;          // the gradient of the LSE never arrives
   BackwardRule backward = nullptr;  // null: the right one
   bool needs_p_ds = false;
-  double lse_factor = 1;        // the LSE that is handed out is this times the LSE, ...
-  bool lse_of_keys = false;     // ... or the LSE of the keys alone
+  double lse_factor = 1;     // the LSE that is handed out is this times the LSE, ...
+  bool lse_of_keys = false;  // ... or the LSE of the keys alone
   HeadLayout layout = HeadLayout::kRight;
   // Where the function holds for some rows only: the others follow `elsewhere`.
   Range rows;

@@ -124,8 +124,8 @@ std::vector<HeadResult> evaluate_transposed(const Case& c, bool backward, int th
       const auto row = static_cast<std::int64_t>(i) / columns;
       const std::int64_t batch = row / (heads * s.sq), position = row / heads % s.sq, head = row % heads;
       const std::int64_t at = position * columns + static_cast<std::int64_t>(i) % columns;
-      (results[static_cast<std::size_t>((batch * heads + head) * every)].*member)[static_cast<std::size_t>(at)] =
-          from[i];
+      (results[static_cast<std::size_t>((batch * heads + head) * every)].*
+       member)[static_cast<std::size_t>(at)] = from[i];
     }
   };
   take(truth.value.out, &HeadResult::out, s.hq, s.d, 1);

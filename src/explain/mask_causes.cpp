@@ -10,7 +10,8 @@ namespace {
 using Change = bool (*)(std::vector<Part>&);
 
 std::vector<Hypothesis> of_parts(const Cause& cause, Change change) {
-  return {hypothesis(cause, [change](HeadFunction& f, std::int64_t, std::int64_t) { return change(f.parts); })};
+  return {
+      hypothesis(cause, [change](HeadFunction& f, std::int64_t, std::int64_t) { return change(f.parts); })};
 }
 
 bool moved_windows(std::vector<Part>& parts, std::int64_t by) {
@@ -123,7 +124,8 @@ std::optional<std::string> needs_causal(const Case& c) {
 std::optional<std::string> needs_unequal_lengths(const Case& c) {
   const AttentionShape& s = c.problem.shape;
   if (!s.causal) return "the case is not causal";
-  if (s.docs.empty() ? s.sq == s.sk : s.docs_k.empty() || s.docs_k == s.docs) return "there are as many keys as rows";
+  if (s.docs.empty() ? s.sq == s.sk : s.docs_k.empty() || s.docs_k == s.docs)
+    return "there are as many keys as rows";
   return std::nullopt;
 }
 
@@ -147,7 +149,8 @@ std::vector<Hypothesis> changed(const Cause& cause, const Probe&) {
 std::vector<Hypothesis> without_causal(const Cause& cause, const Probe&) {
   std::vector<Hypothesis> both = of_parts(cause, causal_missing);
   both.push_back(hypothesis(cause, [](HeadFunction& f, std::int64_t, std::int64_t) {
-    if (std::none_of(f.parts.begin(), f.parts.end(), [](const Part& p) { return p.window > 0; })) return false;
+    if (std::none_of(f.parts.begin(), f.parts.end(), [](const Part& p) { return p.window > 0; }))
+      return false;
     if (!add_later_keys(f.parts)) return false;
     for (Part& part : f.parts) {
       if (part.reversed) part.window = 0;
@@ -166,20 +169,25 @@ std::vector<Cause> mask_causes() {
        "pass W - 1 where the kernel counts the keys before the row's own",
        "transformers before 40163 passed W to flash attention, whose window does not count the row's own key",
        Stage::kForward, 0, needs_window, window_moved<1>},
-      {"window_minus_one", "the window sees one key too few", "pass W where the kernel counts the row's own key too",
+      {"window_minus_one", "the window sees one key too few",
+       "pass W where the kernel counts the row's own key too",
        "cuDNN's left bound counts the row's own key, flash attention's does not", Stage::kForward, 0,
        needs_shrinkable_window, window_moved<-1>},
       {"window_ignored", "the window is not applied", "pass the layer's window to the kernel",
-       "a wrapper that drops unknown keyword arguments", Stage::kForward, 0, needs_window, changed<window_ignored>},
+       "a wrapper that drops unknown keyword arguments", Stage::kForward, 0, needs_window,
+       changed<window_ignored>},
       {"causal_missing", "rows see the keys after their own", "pass causal=True, also in training mode",
-       "a wrapper that takes causal from a mask that is not there", Stage::kForward, 0, needs_causal, without_causal},
+       "a wrapper that takes causal from a mask that is not there", Stage::kForward, 0, needs_causal,
+       without_causal},
       {"window_symmetric", "the window reaches as far forward as back",
        "pass (W - 1, 0), or causal beside (W - 1, W - 1)", "flash attention's window without its causal flag",
        Stage::kForward, 0, needs_any_window, changed<window_symmetric>},
       {"causal_top_left", "the causal mask is aligned at the top left",
-       "align it at the bottom right: the last row sees the last key", "flash attention before 2.1; PyTorch's is_causal",
-       Stage::kForward, 0, needs_unequal_lengths, changed<causal_top_left>},
-      {"documents_leak", "packed documents see each other", "pass cu_seqlens, or a mask that knows the documents",
+       "align it at the bottom right: the last row sees the last key",
+       "flash attention before 2.1; PyTorch's is_causal", Stage::kForward, 0, needs_unequal_lengths,
+       changed<causal_top_left>},
+      {"documents_leak", "packed documents see each other",
+       "pass cu_seqlens, or a mask that knows the documents",
        "transformers' eager without position ids of packed rows", Stage::kForward, 0, needs_documents,
        changed<documents_leak>},
   };

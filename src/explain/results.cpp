@@ -24,8 +24,7 @@ void Results::prepare(const std::vector<HeadTask>& tasks, bool backward) {
   std::vector<HeadResult> computed(list.size());
   parallel_for(static_cast<std::int64_t>(list.size()), threads_, [&](std::int64_t i) {
     const HeadTask& task = *list[static_cast<std::size_t>(i)].second;
-    computed[static_cast<std::size_t>(i)] =
-        evaluate(case_, task.batch, task.head, *task.function, backward);
+    computed[static_cast<std::size_t>(i)] = evaluate(case_, task.batch, task.head, *task.function, backward);
   });
   for (std::size_t i = 0; i < list.size(); ++i)
     entries_[*list[i].first] = {backward, std::move(computed[i]), false};
@@ -51,8 +50,7 @@ void Results::compute_swapped(const HeadFunction& function) {
   const AttentionShape& s = case_.problem.shape;
   std::vector<HeadResult> all = evaluate_swapped(case_, function.layout, true, threads_);
   for (std::int64_t i = 0; i < s.b * s.hq; ++i) {
-    entries_[{i / s.hq, i % s.hq, function.key}] = {true,
-                                                    std::move(all[static_cast<std::size_t>(i)]), true};
+    entries_[{i / s.hq, i % s.hq, function.key}] = {true, std::move(all[static_cast<std::size_t>(i)]), true};
   }
 }
 

@@ -25,8 +25,13 @@ Vector turned(const Tensor& tensor, std::int64_t head, std::int64_t rows, std::i
 class Emulation {
  public:
   Emulation(const Case& c, std::int64_t batch, std::int64_t head, const RoundingModel& model)
-      : c_(c), s_(c.problem.shape), softmax_(model.softmax), query_(batch * s_.hq + head),
-        f_(right_function(c, head)), d_(static_cast<std::size_t>(s_.d)), sk_(static_cast<std::size_t>(s_.sk)) {
+      : c_(c),
+        s_(c.problem.shape),
+        softmax_(model.softmax),
+        query_(batch * s_.hq + head),
+        f_(right_function(c, head)),
+        d_(static_cast<std::size_t>(s_.d)),
+        sk_(static_cast<std::size_t>(s_.sk)) {
     const std::int64_t kv = batch * s_.hkv + f_.kv_head;
     k_ = turned(c.k, kv, s_.sk, s_.d);
     v_ = turned(c.v, kv, s_.sk, s_.d);
@@ -88,7 +93,8 @@ class Emulation {
 
   void run_row(const Part& part, std::int64_t row) {
     const std::int64_t own = row - part.rows.first + part.keys.size() - part.rows.size();
-    const std::int64_t end = part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
+    const std::int64_t end =
+        part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
     const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
     const Range keys{part.keys.first + first, part.keys.first + end};
     if (keys.size() == 0) return;
@@ -149,8 +155,8 @@ class Emulation {
   std::size_t d_, sk_;
   double sink_ = kNoSink;
   bool backward_ = false;
-  Vector k_, v_;            // [d, sk]
-  Vector dk_, dv_;          // [d, sk]
+  Vector k_, v_;              // [d, sk]
+  Vector dk_, dv_;            // [d, sk]
   Vector p_, products_, ds_;  // of a row: as the softmax has them, and as the products take them
   double sink_p_ = 0;
   std::size_t highest_ = 0;

@@ -11,7 +11,7 @@ namespace sinkscope {
 
 // Where an attention that writes its scores out rounds them to the case's format; products always are.
 struct RoundingModel {
-  std::string cause;     // "rounding:softmax_bf16"
+  std::string cause;  // "rounding:softmax_bf16"
   std::string sentence;
   std::string fix;
   bool softmax = false;  // the probabilities and their backward too, not only the shifted logits and dP

@@ -12,7 +12,7 @@ namespace {
 constexpr double kMostLeft = 0.5;      // of the squared error, where what is left is within the limits
 constexpr double kMostLeftOver = 0.1;  // ... and where it is not: rare flips of a rounding are large
 
-constexpr double kSame = 1.1;          // models that leave within this factor of each other cannot be told apart
+constexpr double kSame = 1.1;  // models that leave within this factor of each other cannot be told apart
 
 using Head = std::pair<std::int64_t, std::int64_t>;  // batch, query head
 
@@ -38,13 +38,15 @@ std::vector<std::size_t> by_what_they_explain(const std::vector<std::vector<std:
     merit.emplace_back(-cells, z2);
     order.push_back(order.size());
   }
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return merit[a] < merit[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return merit[a] < merit[b]; });
   return order;
 }
 
 }  // namespace
 
-std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells, int threads) {
+std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells,
+                                             int threads) {
   const Case& c = state.problem();
   std::vector<std::size_t> wanted;
   std::vector<Head> heads;
@@ -60,7 +62,8 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
 
   const std::vector<RoundingModel> models = rounding_models(c);
   std::vector<RoundingFit> fits;
-  std::vector<std::vector<std::optional<Fit>>> left(models.size(), std::vector<std::optional<Fit>>(wanted.size()));
+  std::vector<std::vector<std::optional<Fit>>> left(models.size(),
+                                                    std::vector<std::optional<Fit>>(wanted.size()));
   for (std::size_t m = 0; m < models.size(); ++m) {
     fits.push_back({models[m], {}, 0, 0});
     std::vector<HeadResult> results(heads.size());
@@ -97,8 +100,9 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
   }
   std::erase_if(fits, [](const RoundingFit& fit) { return fit.cells.empty(); });
   for (RoundingFit& fit : fits) fit.share /= static_cast<double>(fit.cells.size());
-  std::stable_sort(fits.begin(), fits.end(),
-                   [](const RoundingFit& a, const RoundingFit& b) { return a.cells.size() > b.cells.size(); });
+  std::stable_sort(fits.begin(), fits.end(), [](const RoundingFit& a, const RoundingFit& b) {
+    return a.cells.size() > b.cells.size();
+  });
   return fits;
 }
 

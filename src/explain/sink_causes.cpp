@@ -99,8 +99,8 @@ std::vector<Hypothesis> permuted(const Cause& cause, const Probe& probe) {
   std::vector<Hypothesis> both;
   const Case& c = probe.c;
   for (const bool follows : {true, false}) {
-    both.push_back(
-        hypothesis(cause, [&c, got = probe.got, follows](HeadFunction& f, std::int64_t batch, std::int64_t head) {
+    both.push_back(hypothesis(
+        cause, [&c, got = probe.got, follows](HeadFunction& f, std::int64_t batch, std::int64_t head) {
           const std::optional<std::int64_t> source = sink_source(c, batch, head, f, got);
           if (!source) return false;
           f.sink = c.sinks.at(*source);
@@ -118,14 +118,16 @@ std::vector<Cause> sink_causes() {
   return {
       {"sink_ignored", "the sink is left out of the softmax",
        "call an attention that takes the sink (sink_kernel, flash_attention_2_sink or eager)",
-       "flash_attention_2 has no sink; older transformers and direct callers use it for GPT-OSS (transformers 42533)",
+       "flash_attention_2 has no sink; older transformers and direct callers use it for GPT-OSS "
+       "(transformers 42533)",
        Stage::kForward, 0, needs_sinks, ignored},
       {"sink_zero_added", "every sink is taken as 0, as in an off-by-one softmax",
        "pass the learned sinks; without sinks pass none rather than zeros",
-       "gpt-oss's Triton kernel adds exp(0) where it is given no sinks", Stage::kForward, 0, nullptr, zero_added},
+       "gpt-oss's Triton kernel adds exp(0) where it is given no sinks", Stage::kForward, 0, nullptr,
+       zero_added},
       {"sink_scaled", "the sink is multiplied by the softmax scale",
-       "add the sink to the logits after they were scaled", "kernels that scale in the exponent", Stage::kForward,
-       0, needs_sinks, scaled},
+       "add the sink to the logits after they were scaled", "kernels that scale in the exponent",
+       Stage::kForward, 0, needs_sinks, scaled},
       {"sink_log2", "the sink, a natural logarithm, is taken as a base-2 one",
        "multiply the sink by log2(e) where the softmax works in base 2", "kernels with exp2; pytorch 181645",
        Stage::kForward, 0, needs_sinks, log2_taken},

@@ -8,7 +8,8 @@ namespace sinkscope {
 
 State::State(const Case& c, const Gate& gate, std::vector<Cell> cells, const std::vector<bool>& failed,
              int threads)
-    : case_(c), documents_(std::max<std::int64_t>(1, static_cast<std::int64_t>(c.problem.shape.docs.size()))),
+    : case_(c),
+      documents_(std::max<std::int64_t>(1, static_cast<std::int64_t>(c.problem.shape.docs.size()))),
       results_(c, threads) {
   const AttentionShape& s = c.problem.shape;
   std::vector<FunctionPtr> right;
@@ -51,7 +52,8 @@ std::size_t State::index(std::int64_t batch, std::int64_t head, std::int64_t doc
   return static_cast<std::size_t>((batch * case_.problem.shape.hq + head) * documents_ + document);
 }
 
-FunctionPtr State::base(TensorName tensor, std::int64_t batch, std::int64_t head, std::int64_t document) const {
+FunctionPtr State::base(TensorName tensor, std::int64_t batch, std::int64_t head,
+                        std::int64_t document) const {
   return base_[static_cast<std::size_t>(tensor)][index(batch, head, document)];
 }
 
@@ -90,7 +92,9 @@ Fit State::fit_under(const CellState& state, const FunctionOf& override_of) {
   return fit(state.cell, predicted(state, override_of), state.limits, std::nullopt, state.wrong_rows);
 }
 
-Prediction State::predicted_base(const CellState& state) { return predicted(state, nullptr); }
+Prediction State::predicted_base(const CellState& state) {
+  return predicted(state, nullptr);
+}
 
 std::vector<std::pair<std::int64_t, std::int64_t>> State::heads_of(const Cell& cell) const {
   const AttentionShape& s = case_.problem.shape;

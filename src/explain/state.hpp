@@ -16,16 +16,18 @@ struct CellState {
   bool concerned = false;  // in a group of heads of which something fails
   bool fails = false;      // the gate failed the head, and the base does not fit
   bool given_up = false;
-  Fit base;                // under what is known by now
-  std::vector<bool> wrong_rows;  // that do not fit it; empty where every row does and only their mean does not
-  double first_z2 = 0;     // under the truth
+  Fit base;  // under what is known by now
+  std::vector<bool>
+      wrong_rows;       // that do not fit it; empty where every row does and only their mean does not
+  double first_z2 = 0;  // under the truth
   std::optional<Prediction> fact;  // what a fact says of it, in place of the base
 };
 
 class State {
  public:
   // `failed[i]`: did the gate fail the head of cell i?
-  State(const Case& c, const Gate& gate, std::vector<Cell> cells, const std::vector<bool>& failed, int threads);
+  State(const Case& c, const Gate& gate, std::vector<Cell> cells, const std::vector<bool>& failed,
+        int threads);
 
   const Case& problem() const { return case_; }
   std::vector<CellState>& cells() { return cells_; }
@@ -35,7 +37,8 @@ class State {
 
   // What a head is known to compute of a tensor in a document.
   FunctionPtr base(TensorName tensor, std::int64_t batch, std::int64_t head, std::int64_t document) const;
-  void set_base(TensorName tensor, std::int64_t batch, std::int64_t head, std::int64_t document, FunctionPtr f);
+  void set_base(TensorName tensor, std::int64_t batch, std::int64_t head, std::int64_t document,
+                FunctionPtr f);
   // Fits the cells of a tensor again.
   void refit(TensorName tensor);
 

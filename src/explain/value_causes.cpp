@@ -44,7 +44,9 @@ Hypothesis with_scale(const Cause& cause, double scale) {
   });
 }
 
-std::vector<Hypothesis> scale_missing(const Cause& cause, const Probe&) { return {with_scale(cause, 1)}; }
+std::vector<Hypothesis> scale_missing(const Cause& cause, const Probe&) {
+  return {with_scale(cause, 1)};
+}
 
 std::vector<Hypothesis> scale_squared(const Cause& cause, const Probe& probe) {
   return {with_scale(cause, probe.base.scale * probe.base.scale)};
@@ -108,13 +110,13 @@ std::vector<Hypothesis> swapped(const Cause& cause, const Probe&) {
 
 std::vector<Cause> value_causes() {
   return {
-      {"scale_missing", "the logits are not scaled", "pass the softmax scale", "a kernel that wants scaled queries",
-       Stage::kForward, 0, needs_scale, scale_missing},
+      {"scale_missing", "the logits are not scaled", "pass the softmax scale",
+       "a kernel that wants scaled queries", Stage::kForward, 0, needs_scale, scale_missing},
       {"scale_squared", "the logits are scaled twice", "scale either the queries or the logits",
        "queries that are scaled before a kernel that scales", Stage::kForward, 0, needs_scale, scale_squared},
       {"gqa_interleaved", "query head h reads the keys of head h mod hkv",
-       "repeat each key head for hq / hkv query heads in a row (repeat_interleave)", "repeat in place of repeat_interleave",
-       Stage::kForward, 0, needs_groups, interleaved},
+       "repeat each key head for hq / hkv query heads in a row (repeat_interleave)",
+       "repeat in place of repeat_interleave", Stage::kForward, 0, needs_groups, interleaved},
       {"gqa_not_summed", "dk and dv hold one query head of each group alone",
        "sum dk and dv over the query heads that share the keys", "expanded keys whose gradient is sliced",
        Stage::kKeyHeads, 1, needs_shared_keys, not_summed},
@@ -123,9 +125,11 @@ std::vector<Cause> value_causes() {
        Stage::kKeyHeads, 0, needs_shared_keys, mean},
       {"layout_swapped", "head-first tensors are read as sequence-first",
        "transpose between [b, h, s, d] and [b, s, h, d] exactly once",
-       "a hook that transposes tensors that are already head-first", Stage::kForward, 0, needs_square_rows, swapped},
-      {"scale_wrong", "the logits are scaled by another constant", "pass 1 / sqrt(d), or what the model's config says",
-       "a padded head dimension taken for d", Stage::kForward, 1, nullptr, scale_wrong},
+       "a hook that transposes tensors that are already head-first", Stage::kForward, 0, needs_square_rows,
+       swapped},
+      {"scale_wrong", "the logits are scaled by another constant",
+       "pass 1 / sqrt(d), or what the model's config says", "a padded head dimension taken for d",
+       Stage::kForward, 1, nullptr, scale_wrong},
   };
 }
 

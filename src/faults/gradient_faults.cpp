@@ -25,11 +25,14 @@ std::optional<std::string> needs_batch(const Case& c) {
 }
 
 std::optional<std::string> needs_shared_keys(const Case& c) {
-  if (c.problem.shape.group() > 1 && c.dout.given() && c.problem.grads.k && c.problem.grads.v) return std::nullopt;
+  if (c.problem.shape.group() > 1 && c.dout.given() && c.problem.grads.k && c.problem.grads.v)
+    return std::nullopt;
   return "the mistake needs dk and dv that query heads share";
 }
 
-std::optional<std::string> visible(const Case&) { return std::nullopt; }
+std::optional<std::string> visible(const Case&) {
+  return std::nullopt;
+}
 
 // The same case with what comes from some rows taken out of every gradient.
 template <typename Keeps>
@@ -45,21 +48,23 @@ Case with_gradients_of(const Case& c, Keeps keeps) {
 }
 
 Path dsink_sign(const Path& healthy) {
-  return wrap(healthy, "dsink_sign", needs_dsinks, [](const Path& path, const Case& c, const PathOptions& options) {
-    PathRun run = path.run(c, options);
-    for (std::int64_t h = 0; h < run.outputs.dsinks.size(); ++h)
-      run.outputs.dsinks.set(h, -run.outputs.dsinks.at(h));
-    return run;
-  });
+  return wrap(healthy, "dsink_sign", needs_dsinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                PathRun run = path.run(c, options);
+                for (std::int64_t h = 0; h < run.outputs.dsinks.size(); ++h)
+                  run.outputs.dsinks.set(h, -run.outputs.dsinks.at(h));
+                return run;
+              });
 }
 
 Path dsink_batch(const Path& healthy) {
-  return wrap(healthy, "dsink_batch", needs_batch, [](const Path& path, const Case& c, const PathOptions& options) {
-    PathRun run = path.run(c, options);
-    const Case first = with_gradients_of(c, [](std::int64_t batch, std::int64_t) { return batch == 0; });
-    run.outputs.dsinks = path.run(first, options).outputs.dsinks;
-    return run;
-  });
+  return wrap(
+      healthy, "dsink_batch", needs_batch, [](const Path& path, const Case& c, const PathOptions& options) {
+        PathRun run = path.run(c, options);
+        const Case first = with_gradients_of(c, [](std::int64_t batch, std::int64_t) { return batch == 0; });
+        run.outputs.dsinks = path.run(first, options).outputs.dsinks;
+        return run;
+      });
 }
 
 // The key range of a row within its document, and the document's first key.
@@ -203,8 +208,8 @@ Path gqa_not_summed(const Path& healthy) {
               [](const Path& path, const Case& c, const PathOptions& options) {
                 const std::int64_t group = c.problem.shape.group();
                 PathRun run = path.run(c, options);
-                const Case first =
-                    with_gradients_of(c, [group](std::int64_t, std::int64_t head) { return head % group == 0; });
+                const Case first = with_gradients_of(
+                    c, [group](std::int64_t, std::int64_t head) { return head % group == 0; });
                 const PathRun one = path.run(first, options);
                 run.outputs.dk = one.outputs.dk;
                 run.outputs.dv = one.outputs.dv;
@@ -213,14 +218,15 @@ Path gqa_not_summed(const Path& healthy) {
 }
 
 Path gqa_mean(const Path& healthy) {
-  return wrap(healthy, "gqa_mean", needs_shared_keys, [](const Path& path, const Case& c, const PathOptions& options) {
-    PathRun run = path.run(c, options);
-    for (Tensor* tensor : {&run.outputs.dk, &run.outputs.dv}) {
-      for (std::int64_t i = 0; i < tensor->size(); ++i)
-        tensor->set(i, tensor->at(i) / static_cast<double>(c.problem.shape.group()));
-    }
-    return run;
-  });
+  return wrap(healthy, "gqa_mean", needs_shared_keys,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                PathRun run = path.run(c, options);
+                for (Tensor* tensor : {&run.outputs.dk, &run.outputs.dv}) {
+                  for (std::int64_t i = 0; i < tensor->size(); ++i)
+                    tensor->set(i, tensor->at(i) / static_cast<double>(c.problem.shape.group()));
+                }
+                return run;
+              });
 }
 
 }  // namespace

@@ -13,7 +13,9 @@ using Change = void (*)(Case&);
 
 const double kLn2 = std::log(2.0);
 
-std::optional<std::string> visible(const Case&) { return std::nullopt; }
+std::optional<std::string> visible(const Case&) {
+  return std::nullopt;
+}
 
 std::optional<std::string> needs_sinks(const Case& c) {
   if (c.sinks.given()) return std::nullopt;
@@ -64,7 +66,8 @@ PathRun run_changed(const Path& path, const Case& c, const PathOptions& options)
 
 // Every sink is replaced by a function of itself, whose derivative multiplies its gradient.
 template <typename Of>
-PathRun run_with_sinks(const Path& path, const Case& c, const PathOptions& options, Of of, double derivative) {
+PathRun run_with_sinks(const Path& path, const Case& c, const PathOptions& options, Of of,
+                       double derivative) {
   Case changed = c;
   changed.sinks = Tensor(DType::kFp32, {c.problem.shape.hq});
   for (std::int64_t h = 0; h < changed.sinks.size(); ++h) changed.sinks.set(h, of(c.sinks.at(h)));
@@ -87,32 +90,44 @@ Path sink_zero_added(const Path& healthy) {
 }
 
 Path sink_scaled(const Path& healthy) {
-  return wrap(healthy, "sink_scaled", needs_sinks, [](const Path& path, const Case& c, const PathOptions& options) {
-    const double scale = c.problem.shape.scale;
-    return run_with_sinks(path, c, options, [scale](double s) { return s * scale; }, scale);
-  });
+  return wrap(healthy, "sink_scaled", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                const double scale = c.problem.shape.scale;
+                return run_with_sinks(
+                    path, c, options, [scale](double s) { return s * scale; }, scale);
+              });
 }
 
 Path sink_log2(const Path& healthy) {
-  return wrap(healthy, "sink_log2", needs_sinks, [](const Path& path, const Case& c, const PathOptions& options) {
-    return run_with_sinks(path, c, options, [](double s) { return s * kLn2; }, kLn2);
-  });
+  return wrap(healthy, "sink_log2", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                return run_with_sinks(
+                    path, c, options, [](double s) { return s * kLn2; }, kLn2);
+              });
 }
 
 Path sink_twice(const Path& healthy) {
-  return wrap(healthy, "sink_twice", needs_sinks, [](const Path& path, const Case& c, const PathOptions& options) {
-    return run_with_sinks(path, c, options, [](double s) { return s + kLn2; }, 1);
-  });
+  return wrap(healthy, "sink_twice", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                return run_with_sinks(
+                    path, c, options, [](double s) { return s + kLn2; }, 1);
+              });
 }
 
 Path sink_bf16(const Path& healthy) {
-  return wrap(healthy, "sink_bf16", needs_sinks, [](const Path& path, const Case& c, const PathOptions& options) {
-    return run_with_sinks(path, c, options, [](double s) { return widen_bf16(round_to_bf16(s)); }, 1);
-  });
+  return wrap(healthy, "sink_bf16", needs_sinks,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                return run_with_sinks(
+                    path, c, options, [](double s) { return widen_bf16(round_to_bf16(s)); }, 1);
+              });
 }
 
-void narrower(Case& c) { --c.problem.shape.window; }
-void without_window(Case& c) { c.problem.shape.window = 0; }
+void narrower(Case& c) {
+  --c.problem.shape.window;
+}
+void without_window(Case& c) {
+  c.problem.shape.window = 0;
+}
 void without_causal(Case& c) {
   c.problem.shape.causal = false;
   c.problem.shape.window = 0;
@@ -121,9 +136,15 @@ void one_document(Case& c) {
   c.problem.shape.docs.clear();
   c.problem.shape.docs_k.clear();
 }
-void without_scale(Case& c) { c.problem.shape.scale = 1; }
-void scaled_twice(Case& c) { c.problem.shape.scale *= c.problem.shape.scale; }
-void scaled_by_another(Case& c) { c.problem.shape.scale *= 0.7; }
+void without_scale(Case& c) {
+  c.problem.shape.scale = 1;
+}
+void scaled_twice(Case& c) {
+  c.problem.shape.scale *= c.problem.shape.scale;
+}
+void scaled_by_another(Case& c) {
+  c.problem.shape.scale *= 0.7;
+}
 
 Path window_minus_one(const Path& healthy) {
   return wrap(healthy, "window_minus_one", needs_window, run_changed<narrower>);
@@ -148,7 +169,8 @@ Path scale_wrong(const Path& healthy) {
 }
 
 // Rows [0, rows) of every head; and back, with zeros behind.
-Tensor first_rows(const Tensor& tensor, std::int64_t heads, std::int64_t rows, std::int64_t of, std::int64_t d) {
+Tensor first_rows(const Tensor& tensor, std::int64_t heads, std::int64_t rows, std::int64_t of,
+                  std::int64_t d) {
   std::vector<std::int64_t> shape = tensor.shape();
   shape[2] = rows;
   Tensor part(tensor.dtype(), shape);

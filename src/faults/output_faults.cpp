@@ -9,7 +9,9 @@ namespace {
 
 constexpr std::int64_t kTile = 64;  // rows
 
-std::optional<std::string> visible(const Case&) { return std::nullopt; }
+std::optional<std::string> visible(const Case&) {
+  return std::nullopt;
+}
 
 std::optional<std::string> needs_a_tile(const Case& c) {
   if (c.problem.shape.sq > kTile) return std::nullopt;
@@ -27,12 +29,13 @@ std::optional<std::string> needs_two_heads(const Case& c) {
 }
 
 Path head_zeroed(const Path& healthy) {
-  return wrap(healthy, "head_zeroed", visible, [](const Path& path, const Case& c, const PathOptions& options) {
-    PathRun run = path.run(c, options);
-    const std::int64_t per_head = c.problem.shape.sq * c.problem.shape.d, last = c.problem.shape.hq - 1;
-    for (std::int64_t i = 0; i < per_head; ++i) run.outputs.out.set(last * per_head + i, 0);
-    return run;
-  });
+  return wrap(
+      healthy, "head_zeroed", visible, [](const Path& path, const Case& c, const PathOptions& options) {
+        PathRun run = path.run(c, options);
+        const std::int64_t per_head = c.problem.shape.sq * c.problem.shape.d, last = c.problem.shape.hq - 1;
+        for (std::int64_t i = 0; i < per_head; ++i) run.outputs.out.set(last * per_head + i, 0);
+        return run;
+      });
 }
 
 // The last tile, which may be a partial one, of every head.
@@ -64,12 +67,14 @@ Path rows_twice(const Path& healthy) {
 
 // The last head of out holds what the first one should.
 Path stale(const Path& healthy) {
-  return wrap(healthy, "stale", needs_two_heads, [](const Path& path, const Case& c, const PathOptions& options) {
-    PathRun run = path.run(c, options);
-    const std::int64_t per_head = c.problem.shape.sq * c.problem.shape.d, last = c.problem.shape.hq - 1;
-    for (std::int64_t i = 0; i < per_head; ++i) run.outputs.out.set(last * per_head + i, run.outputs.out.at(i));
-    return run;
-  });
+  return wrap(
+      healthy, "stale", needs_two_heads, [](const Path& path, const Case& c, const PathOptions& options) {
+        PathRun run = path.run(c, options);
+        const std::int64_t per_head = c.problem.shape.sq * c.problem.shape.d, last = c.problem.shape.hq - 1;
+        for (std::int64_t i = 0; i < per_head; ++i)
+          run.outputs.out.set(last * per_head + i, run.outputs.out.at(i));
+        return run;
+      });
 }
 
 }  // namespace

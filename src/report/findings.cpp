@@ -16,8 +16,8 @@ std::string paragraph(const Finding& finding) {
   if (finding.cause == kUnknownCause) {
     text += fmt::format("; z_rms up to {:.3g}\n", finding.residual_z);
   } else {
-    text += fmt::format("; explains {:.4g} % of the squared error, leaves z_rms {:.3g}\n", 100 * finding.share,
-                        finding.residual_z);
+    text += fmt::format("; explains {:.4g} % of the squared error, leaves z_rms {:.3g}\n",
+                        100 * finding.share, finding.residual_z);
   }
   if (!finding.equivalent.empty())
     text += fmt::format("      this input cannot tell it from {}\n", fmt::join(finding.equivalent, ", "));
@@ -33,8 +33,9 @@ std::string render_findings(const CaseResult& result) {
   for (const PathResult& path : result.paths) {
     block += fmt::format("  {}", path.path);
     if (path.findings.empty()) {
-      block += fmt::format(": {}: {}\n", text(path.verdicts.empty() ? Verdict::kError : path.verdicts[0].verdict),
-                           path.verdicts.empty() ? "no verdict" : path.verdicts[0].reason);
+      block +=
+          fmt::format(": {}: {}\n", text(path.verdicts.empty() ? Verdict::kError : path.verdicts[0].verdict),
+                      path.verdicts.empty() ? "no verdict" : path.verdicts[0].reason);
       continue;
     }
     block += "\n";

@@ -23,7 +23,9 @@ namespace {
 const std::map<std::string, std::string> kOtherNames = {{"dq_head_lost", "head_zeroed"},
                                                         {"dq_scaled", std::string(kUnknownCause)}};
 
-Case generated(const std::string& line) { return generate_case(parse_problem(line), "test"); }
+Case generated(const std::string& line) {
+  return generate_case(parse_problem(line), "test");
+}
 
 PathResult explained(const Case& c, const std::string& path) {
   CompareOptions options;
@@ -67,7 +69,8 @@ std::set<std::string> explain_all(const std::string& line) {
     const auto other = kOtherNames.find(fault.name);
     const std::string wanted = other == kOtherNames.end() ? fault.name : other->second;
     EXPECT_EQ(path.findings.size(), 1U) << line << " " << fault.name << "\n" << text_of(path.findings);
-    EXPECT_TRUE(names(path.findings.at(0), wanted)) << line << " " << fault.name << "\n" << text_of(path.findings);
+    EXPECT_TRUE(names(path.findings.at(0), wanted)) << line << " " << fault.name << "\n"
+                                                    << text_of(path.findings);
   }
   EXPECT_EQ(explained(c, "sink_kernel").findings.at(0).cause, kNoCause) << line;
   return seen;
@@ -75,29 +78,29 @@ std::set<std::string> explain_all(const std::string& line) {
 
 TEST(Explain, NamesEveryPlantedFault) {
   std::set<std::string> seen;
-  for (const char* line : {"b1 hq8 hkv2 sq160 sk160 d64 bf16 causal seed=1",           // group 4
-                           "b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=2",       // a window shorter than the keys
-                           "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",        // and longer; group 1
-                           "b1 hq4 hkv1 sq160 sk160 d64 bf16 causal docs=60,37,63 seed=4",
-                           "b2 hq4 hkv2 sq129 sk129 d64 fp16 causal sink=3 seed=5",    // batch entries
-                           "b1 hq8 hkv1 sq70 sk130 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
+  for (const char* line :
+       {"b1 hq8 hkv2 sq160 sk160 d64 bf16 causal seed=1",      // group 4
+        "b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=2",  // a window shorter than the keys
+        "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",   // and longer; group 1
+        "b1 hq4 hkv1 sq160 sk160 d64 bf16 causal docs=60,37,63 seed=4",
+        "b2 hq4 hkv2 sq129 sk129 d64 fp16 causal sink=3 seed=5",     // batch entries
+        "b1 hq8 hkv1 sq70 sk130 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
     const std::set<std::string> of_line = explain_all(line);
     EXPECT_GT(of_line.size(), 10U) << line;
     seen.insert(of_line.begin(), of_line.end());
   }
-  for (const Fault& fault : all_faults()) EXPECT_TRUE(seen.contains(fault.name)) << fault.name << " was never seen";
+  for (const Fault& fault : all_faults())
+    EXPECT_TRUE(seen.contains(fault.name)) << fault.name << " was never seen";
 }
 
 TEST(Explain, WithholdingACauseLeavesItUnexplained) {
   const Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=7");
   const Gate gate = read_gate("reports/gates/default.toml");
   // Withheld with each is what says a part of it: the LSE of a path without sinks, dq and dk of a wrong Delta.
-  for (const auto& [fault, part] : {std::pair{"sink_ignored", "lse_without_sink"},
-                                    std::pair{"window_plus_one", ""},
-                                    std::pair{"gqa_interleaved", ""},
-                                    std::pair{"dlse_dropped", "delta_uncorrected"},
-                                    std::pair{"dsink_from_ds", ""},
-                                    std::pair{"gqa_mean", ""}}) {
+  for (const auto& [fault, part] :
+       {std::pair{"sink_ignored", "lse_without_sink"}, std::pair{"window_plus_one", ""},
+        std::pair{"gqa_interleaved", ""}, std::pair{"dlse_dropped", "delta_uncorrected"},
+        std::pair{"dsink_from_ds", ""}, std::pair{"gqa_mean", ""}}) {
     const Path path = find_path(fmt::format("fault:{}:sink_kernel", fault), c);
     const PathRun run = path.run(c, {});
     const Truth truth = compute_truth(c);
@@ -109,7 +112,8 @@ TEST(Explain, WithholdingACauseLeavesItUnexplained) {
     options.withheld = {fault, part};
     const std::vector<Finding> findings = explain(c, gate, run.outputs, metrics, false, options);
     ASSERT_FALSE(findings.empty());
-    for (const Finding& finding : findings) EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);
+    for (const Finding& finding : findings)
+      EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);
   }
 }
 
@@ -153,14 +157,15 @@ TEST(Explain, SaysWhichRowsAndTensorsAreConcerned) {
 
 TEST(Explain, FindsTwoMistakesAtOnce) {
   const Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=10");
-  for (const auto& [first, second] : {std::pair{"window_plus_one", "dlse_dropped"},
-                                      std::pair{"sink_ignored", "window_ignored"},
-                                      std::pair{"sink_twice", "gqa_mean"}}) {
+  for (const auto& [first, second] :
+       {std::pair{"window_plus_one", "dlse_dropped"}, std::pair{"sink_ignored", "window_ignored"},
+        std::pair{"sink_twice", "gqa_mean"}}) {
     const std::vector<Finding> findings =
         explained(c, fmt::format("fault:{}:fault:{}:sink_kernel", second, first)).findings;
     ASSERT_EQ(findings.size(), 2U) << first << " " << second << "\n" << text_of(findings);
     for (const char* wanted : {first, second}) {
-      EXPECT_TRUE(names(findings[0], wanted) || names(findings[1], wanted)) << wanted << "\n" << text_of(findings);
+      EXPECT_TRUE(names(findings[0], wanted) || names(findings[1], wanted)) << wanted << "\n"
+                                                                            << text_of(findings);
     }
   }
 }
@@ -174,7 +179,8 @@ TEST(Explain, ListsWhatAnInputCannotShow) {
                             "gqa_interleaved", "gqa_mean", "dsink_batch"}) {
     EXPECT_TRUE(blind.contains(cause)) << cause;
   }
-  for (const char* cause : {"sink_ignored", "causal_missing", "scale_missing", "dlse_dropped", "dsink_missing"})
+  for (const char* cause :
+       {"sink_ignored", "causal_missing", "scale_missing", "dlse_dropped", "dsink_missing"})
     EXPECT_FALSE(blind.contains(cause)) << cause << ": " << blind[cause];
 }
 

@@ -22,12 +22,11 @@ struct Naive {
 // Does row i see key j? And what the backward makes of a row: weight and constant of dS, as the function's own rule.
 using Sees = std::function<bool(std::int64_t i, std::int64_t j)>;
 
-Naive naive_head(const Case& c, std::int64_t head, std::int64_t kv, double scale, double sink, const Sees& sees,
-                 BackwardRule rule = nullptr) {
+Naive naive_head(const Case& c, std::int64_t head, std::int64_t kv, double scale, double sink,
+                 const Sees& sees, BackwardRule rule = nullptr) {
   const AttentionShape& s = c.problem.shape;
-  const auto at = [&](const Tensor& t, std::int64_t h, std::int64_t rows, std::int64_t i, std::int64_t column) {
-    return t.at((h * rows + i) * s.d + column);
-  };
+  const auto at = [&](const Tensor& t, std::int64_t h, std::int64_t rows, std::int64_t i,
+                      std::int64_t column) { return t.at((h * rows + i) * s.d + column); };
   Naive n;
   for (auto* m : {&n.out, &n.dq}) m->assign(static_cast<std::size_t>(s.sq * s.d), 0);
   for (auto* m : {&n.dk, &n.dv}) m->assign(static_cast<std::size_t>(s.sk * s.d), 0);
@@ -53,7 +52,8 @@ Naive naive_head(const Case& c, std::int64_t head, std::int64_t kv, double scale
     n.lse[static_cast<std::size_t>(i)] = lse;
     double p_ds = 0;
     for (std::size_t j = 0; j < p.size(); ++j) p_ds += p[j] * p[j] * (dp[j] - delta);
-    const RowRule r = rule != nullptr ? rule({lse, share, delta, 0, sink, p_ds}) : RowRule{1, -delta, share, -delta};
+    const RowRule r =
+        rule != nullptr ? rule({lse, share, delta, 0, sink, p_ds}) : RowRule{1, -delta, share, -delta};
     n.dsink += r.sink_p * r.sink_constant;
     for (std::int64_t j = 0; j < s.sk; ++j) {
       const double weight = p[static_cast<std::size_t>(j)];
@@ -101,7 +101,9 @@ HeadFunction with(const Case& c, std::int64_t head, const char* id, std::size_t 
   return f;
 }
 
-Case generated(const std::string& line) { return generate_case(parse_problem(line), "test"); }
+Case generated(const std::string& line) {
+  return generate_case(parse_problem(line), "test");
+}
 
 TEST(HeadFunction, MasksAreWhatTheySay) {
   const Case c = generated("b1 hq2 hkv1 sq20 sk26 d16 fp32 causal w5 sink=0.5 seed=1");
@@ -126,10 +128,12 @@ TEST(HeadFunction, DocumentsLeakAndMoreRowsThanKeys) {
   const Case packed = generated("b1 hq2 hkv2 sq24 sk24 d16 fp32 causal docs=10,0,14 seed=2");
   const double scale = static_cast<float>(packed.problem.shape.scale);
   expect_same(evaluate(packed, 0, 1, with(packed, 1, "documents_leak"), true),
-              naive_head(packed, 1, 1, scale, packed.sinks.at(1), [](auto i, auto j) { return j <= i; }), 1, "leak");
+              naive_head(packed, 1, 1, scale, packed.sinks.at(1), [](auto i, auto j) { return j <= i; }), 1,
+              "leak");
   const Case tall = generated("b1 hq1 hkv1 sq24 sk15 d16 fp32 causal seed=3");
   expect_same(evaluate(tall, 0, 0, with(tall, 0, "causal_top_left"), true),
-              naive_head(tall, 0, 0, scale, tall.sinks.at(0), [](auto i, auto j) { return j <= i; }), 1, "top left");
+              naive_head(tall, 0, 0, scale, tall.sinks.at(0), [](auto i, auto j) { return j <= i; }), 1,
+              "top left");
 }
 
 TEST(HeadFunction, BackwardRulesAreWhatTheySay) {
@@ -138,13 +142,25 @@ TEST(HeadFunction, BackwardRulesAreWhatTheySay) {
   const Sees causal = [](auto i, auto j) { return j <= i; };
   const std::vector<std::tuple<const char*, std::size_t, BackwardRule>> rules = {
       {"dlse_dropped", 0,
-       [](const RowState& r) { return RowRule{1, -r.delta / (1 - r.p), r.p, -r.delta}; }},
+       [](const RowState& r) {
+         return RowRule{1, -r.delta / (1 - r.p), r.p, -r.delta};
+       }},
       {"delta_uncorrected", 0,
-       [](const RowState& r) { return RowRule{1, -r.delta / (1 - r.p), r.p, -r.delta / (1 - r.p)}; }},
-      {"lse_without_sink", 0, [](const RowState& r) { return RowRule{1 / (1 - r.p), -r.delta, r.p, -r.delta}; }},
+       [](const RowState& r) {
+         return RowRule{1, -r.delta / (1 - r.p), r.p, -r.delta / (1 - r.p)};
+       }},
+      {"lse_without_sink", 0,
+       [](const RowState& r) {
+         return RowRule{1 / (1 - r.p), -r.delta, r.p, -r.delta};
+       }},
       {"lse_log2", 0,
-       [](const RowState& r) { return RowRule{std::exp(r.lse - r.lse / std::log(2.0)), -r.delta, r.p, -r.delta}; }},
-      {"dsink_from_ds", 0, [](const RowState& r) { return RowRule{1, -r.delta, r.p, -r.p_ds}; }},
+       [](const RowState& r) {
+         return RowRule{std::exp(r.lse - r.lse / std::log(2.0)), -r.delta, r.p, -r.delta};
+       }},
+      {"dsink_from_ds", 0,
+       [](const RowState& r) {
+         return RowRule{1, -r.delta, r.p, -r.p_ds};
+       }},
   };
   for (const auto& [id, variant, rule] : rules) {
     expect_same(evaluate(c, 0, 1, with(c, 1, id, variant), true),
@@ -157,7 +173,8 @@ TEST(HeadFunction, SinksScalesAndHeadsAreWhatTheySay) {
   const double scale = static_cast<float>(c.problem.shape.scale), sink = c.sinks.at(1);
   const Sees causal = [](auto i, auto j) { return j <= i; };
   const auto expect = [&](const char* id, std::int64_t kv, double of_scale, double of_sink, double weight) {
-    expect_same(evaluate(c, 0, 1, with(c, 1, id), true), naive_head(c, 1, kv, of_scale, of_sink, causal), weight, id);
+    expect_same(evaluate(c, 0, 1, with(c, 1, id), true), naive_head(c, 1, kv, of_scale, of_sink, causal),
+                weight, id);
   };
   expect("sink_ignored", 0, scale, -INFINITY, 1);
   expect("sink_zero_added", 0, scale, 0, 1);
@@ -171,7 +188,8 @@ TEST(HeadFunction, SinksScalesAndHeadsAreWhatTheySay) {
 
 TEST(HeadFunction, SomeRowsAloneAreTheSameRows) {
   const Case c = generated("b1 hq1 hkv1 sq40 sk47 d16 fp32 causal w9 seed=6");
-  for (const char* id : {"sink_twice", "window_symmetric", "window_ignored", "causal_missing", "causal_top_left"}) {
+  for (const char* id :
+       {"sink_twice", "window_symmetric", "window_ignored", "causal_missing", "causal_top_left"}) {
     const HeadFunction f = with(c, 0, id);
     const HeadResult all = evaluate(c, 0, 0, f, true);
     const Range rows{13, 22};
