@@ -126,7 +126,7 @@ std::vector<Hypothesis> delta_uncorrected(const Cause& cause, const Probe&) {
   return {with_rule(cause, uncorrected)};
 }
 
-Hypothesis handing_out(Hypothesis inner, double lse_factor, bool of_keys) {
+Hypothesis handing_out(const Hypothesis& inner, double lse_factor, bool of_keys) {
   Hypothesis both = inner;
   both.apply = [inner = inner.apply, lse_factor, of_keys](HeadFunction& f, std::int64_t batch,
                                                           std::int64_t head) {

@@ -86,15 +86,15 @@ std::optional<std::size_t> Engine::worst_cell() const {
   return worst;
 }
 
-std::vector<Candidate> Engine::candidates_for(std::size_t cell, std::vector<Hypothesis> before,
-                                              std::vector<std::string> suffixes, const HeadFunction& base,
-                                              bool on_forward) {
+std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vector<Hypothesis>& before,
+                                              const std::vector<std::string>& suffixes,
+                                              const HeadFunction& base, bool on_forward) {
   const Cell& c = state_.cells()[cell].cell;
   const auto heads = state_.heads_of(c);
   const bool is_unknown = is_unknown_before(cell);
   const Probe probe{state_.problem(), heads.front().first, heads.front().second, base,
-                    [this](TensorName tensor, std::int64_t batch, std::int64_t head) {
-                      return state_.got(tensor, batch, head);
+                    [&state = state_](TensorName tensor, std::int64_t batch, std::int64_t head) {
+                      return state.got(tensor, batch, head);  // hypotheses outlive the engine
                     }};
   std::vector<Candidate> all;
   for (const Cause& cause : all_causes()) {

@@ -41,8 +41,8 @@ class Engine {
   std::vector<Candidate> pairs(std::size_t cell);
   std::vector<Candidate> screened(std::size_t cell, std::vector<Candidate> all);
   std::vector<Candidate> fitting(std::size_t cell, std::vector<Candidate> all);
-  std::vector<Candidate> candidates_for(std::size_t cell, std::vector<Hypothesis> before,
-                                        std::vector<std::string> suffixes, const HeadFunction& base,
+  std::vector<Candidate> candidates_for(std::size_t cell, const std::vector<Hypothesis>& before,
+                                        const std::vector<std::string>& suffixes, const HeadFunction& base,
                                         bool on_forward);
   bool is_unknown_before(std::size_t cell) const;
   bool accept_best(std::size_t cell, std::vector<Candidate> candidates);

@@ -22,7 +22,12 @@ double misfit(const std::vector<SinkRow>& rows, double sink, bool by_lse) {
   double sum = 0;
   for (const SinkRow& row : rows) {
     const double gain = sigmoid(row.lse0 - sink);
-    if (by_lse) {
+    if (by_lse && (std::isinf(row.lse) || std::isinf(sink))) {
+      constexpr double kFar = 1e100;  // an infinite LSE is that of an infinite sink, and no other's
+      const double lse = sink > 0 ? sink : row.lse0;
+      sum += std::isinf(row.lse) || std::isinf(lse) ? (row.lse == lse ? 0 : kFar)
+                                                    : (row.lse - lse) * (row.lse - lse);
+    } else if (by_lse) {
       const double lse = sink > row.lse0 ? sink + std::log1p(std::exp(row.lse0 - sink))
                                          : row.lse0 + std::log1p(std::exp(sink - row.lse0));
       sum += (row.lse - lse) * (row.lse - lse);
@@ -142,7 +147,7 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
       one.along += out[row * d + column] * plain.out[row * d + column];
       one.norm2 += plain.out[row * d + column] * plain.out[row * d + column];
     }
-    if (std::isfinite(one.lse0) && std::isfinite(one.lse + one.along)) rows.push_back(one);
+    if (std::isfinite(one.lse0) && !std::isnan(one.lse + one.along)) rows.push_back(one);
   }
   std::optional<std::int64_t> best;
   double least = INFINITY;
@@ -151,7 +156,7 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
   for (std::int64_t step = 1; step < heads; ++step) {
     const std::int64_t source = (head + step) % heads;
     const double sink = c.sinks.at(source);
-    if (!std::isfinite(sink)) continue;
+    if (std::isnan(sink)) continue;
     const double sum = misfit(rows, sink, by_lse);
     if (sum < least) {
       least = sum;

@@ -132,7 +132,8 @@ Finding finding_of(State& state, const Accepted& accepted) {
     const double whole = state.cells()[part.cell].first_z2;
     const double removed = std::isfinite(whole) ? (part.z2_before - part.z2_after) / whole
                                                 : (std::isfinite(part.z2_after) ? 1 : 0);
-    finding.share += removed / static_cast<double>(accepted.parts.size());
+    // A cause that was found before this one may have made the cell worse.
+    finding.share += (removed >= 0 ? std::min(removed, 1.0) : 0) / static_cast<double>(accepted.parts.size());
     finding.residual_z = std::max(finding.residual_z, part.z_rms_after);
   }
   return finding;
@@ -179,8 +180,10 @@ void add_missing_dsinks(State& state, std::vector<Finding>& findings) {
   const AttentionShape& s = state.problem().problem.shape;
   bool is_used = false;
   for (std::int64_t head = 0; head < s.hq; ++head) {
+    bool is_used_here = true;  // as far as is known by now
     for (const TensorName tensor : {TensorName::kOut, TensorName::kLse, TensorName::kDq})
-      is_used = is_used || state.base(tensor, 0, head, 0)->sink_of >= 0;  // in what is known by now
+      is_used_here = is_used_here && state.base(tensor, 0, head, 0)->sink_of >= 0;
+    is_used = is_used || is_used_here;
   }
   for (Finding& finding : findings) {
     const bool has_no_sink = finding.cause == "sink_ignored" || finding.cause == "sink_zero_added";
@@ -259,6 +262,7 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
     if (!is_known) unclear.push_back(i);
   }
   std::vector<Finding> findings;
+  findings.reserve(accepted.size());
   for (const Accepted& one : accepted) findings.push_back(finding_of(state, one));
   std::stable_sort(findings.begin(), findings.end(), [](const Finding& a, const Finding& b) {
     return a.share * static_cast<double>(a.tensors.size()) > b.share * static_cast<double>(b.tensors.size());

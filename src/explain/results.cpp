@@ -20,6 +20,7 @@ void Results::prepare(const std::vector<HeadTask>& tasks, bool backward) {
     missing.emplace(std::move(key), &task);
   }
   std::vector<std::pair<const Key*, const HeadTask*>> list;
+  list.reserve(missing.size());
   for (const auto& [key, task] : missing) list.emplace_back(&key, task);
   std::vector<HeadResult> computed(list.size());
   parallel_for(static_cast<std::int64_t>(list.size()), threads_, [&](std::int64_t i) {

@@ -2,6 +2,7 @@
 #include "src/explain/rounding_search.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "src/core/parallel.hpp"
@@ -16,10 +17,12 @@ constexpr double kSame = 1.1;  // models that leave within this factor of each o
 
 using Head = std::pair<std::int64_t, std::int64_t>;  // batch, query head
 
+// Is the right function all that is known of it, and the sink a number?
 bool is_right(const State& state, const Cell& cell) {
   const std::vector<Head> heads = state.heads_of(cell);
   return std::all_of(heads.begin(), heads.end(), [&](const Head& head) {
-    return state.base(cell.tensor, head.first, head.second, cell.document)->key.empty();
+    const FunctionPtr f = state.base(cell.tensor, head.first, head.second, cell.document);
+    return f->key.empty() && (f->sink == kNoSink || std::isfinite(f->sink));
   });
 }
 

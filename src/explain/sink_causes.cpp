@@ -44,7 +44,7 @@ std::vector<Hypothesis> zero_added(const Cause& cause, const Probe&) {
   std::vector<Hypothesis> both;
   for (const bool keeps_gradient : {false, true}) {
     both.push_back(hypothesis(cause, [=](HeadFunction& f, std::int64_t, std::int64_t) {
-      if (f.sink == 0) return false;
+      if (f.sink == 0 && (keeps_gradient || f.sink_of < 0)) return false;
       f.sink = 0;
       if (!keeps_gradient) f.sink_of = -1;
       return true;
@@ -59,7 +59,7 @@ std::vector<Hypothesis> changed_by_factor(const Cause& cause, Change factor_of) 
   std::vector<Hypothesis> both;
   for (const bool chained : {true, false}) {
     both.push_back(hypothesis(cause, [=](HeadFunction& f, std::int64_t, std::int64_t) {
-      if (!std::isfinite(f.sink) || f.sink == 0) return false;
+      if (!std::isfinite(f.sink) || (f.sink == 0 && !chained)) return false;
       const double factor = factor_of(f);
       f.sink *= factor;
       if (chained) f.sink_weight *= factor;

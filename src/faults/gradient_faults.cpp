@@ -100,6 +100,7 @@ double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, s
     const std::int64_t row = (batch * s.hq + head) * s.sq + i;
     const double lse = run.outputs.lse.at(row), delta = dot(c.dout, row, run.outputs.out, row);
     const double dlse = c.dlse.given() ? c.dlse.at(row) : 0;
+    if (std::isinf(lse)) continue;
     const Visible keys = visible_keys(s, i);
     double sum = 0;
     for (std::int64_t j = keys.first; j < keys.end; ++j) {

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/report/findings.hpp"
 
+#include <cmath>
+
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
 namespace sinkscope {
 namespace {
+
+// JSON has no infinity.
+nlohmann::json number(double x) {
+  if (std::isfinite(x)) return x;
+  return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
+}
 
 std::string paragraph(const Finding& finding) {
   if (finding.cause == kNoCause) return "    none: nothing fails\n";
@@ -65,8 +73,8 @@ nlohmann::json findings_json(const std::vector<CaseResult>& results) {
                         {"rows", rows},
                         {"cause", finding.cause},
                         {"equivalent", finding.equivalent},
-                        {"residual_z", finding.residual_z},
-                        {"share", finding.share},
+                        {"residual_z", number(finding.residual_z)},
+                        {"share", number(finding.share)},
                         {"sentence", finding.sentence},
                         {"parameters", finding.note},
                         {"fix", finding.fix}});
