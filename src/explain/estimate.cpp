@@ -45,9 +45,9 @@ struct ProbeRow {
   std::vector<double> got;
 };
 
-class ScaleSearch {
+class LogitSearch {
  public:
-  ScaleSearch(const Case& c, std::int64_t batch, const HeadFunction& base)
+  LogitSearch(const Case& c, std::int64_t batch, const HeadFunction& base)
       : d_(c.problem.shape.d), base_(base) {
     const AttentionShape& s = c.problem.shape;
     v_.resize(static_cast<std::size_t>(s.sk * s.d));
@@ -64,17 +64,18 @@ class ScaleSearch {
     rows_.push_back(std::move(row));
   }
 
-  // Sum of squared errors of out or lse at a scale.
-  double misfit(double scale) const {
+  // Sum of squared errors of out or lse, were the logits this function of q . k.
+  template <typename Logit>
+  double misfit(Logit of) const {
     double sum = 0;
     std::vector<double> out(static_cast<std::size_t>(d_));
     for (const ProbeRow& row : rows_) {
       double most = base_.sink;
-      for (const double logit : row.logits) most = std::max(most, scale * logit);
+      for (const double logit : row.logits) most = std::max(most, of(logit));
       double total = base_.sink == kNoSink ? 0 : std::exp(base_.sink - most);
       std::fill(out.begin(), out.end(), 0.0);
       for (std::size_t j = 0; j < row.logits.size(); ++j) {
-        const double e = std::exp(scale * row.logits[j] - most);
+        const double e = std::exp(of(row.logits[j]) - most);
         total += e;
         const double* v = v_.data() + (static_cast<std::size_t>(row.keys.first) + j) * out.size();
         for (std::size_t column = 0; column < out.size() && row.got.size() > 1; ++column)
@@ -128,6 +129,45 @@ double least_between(const std::function<double(double)>& f, double low, double 
   return 0.5 * (low + high);
 }
 
+// A few rows of the head, spread over it; nothing where the path does not give the tensor, or nothing is known of logits.
+std::optional<LogitSearch> search_of(const Case& c, std::int64_t batch, std::int64_t head,
+                                     const HeadFunction& base, const GotOf& got, TensorName tensor) {
+  const AttentionShape& s = c.problem.shape;
+  const std::vector<double> values = got(tensor, batch, head);
+  if (values.empty() || base.elsewhere || base.softcap > 0 || base.layout != HeadLayout::kRight)
+    return std::nullopt;
+  const std::int64_t columns = tensor == TensorName::kLse ? 1 : s.d;
+  std::vector<double> k(static_cast<std::size_t>(s.sk * s.d)), q(static_cast<std::size_t>(s.d));
+  c.k.widen((batch * s.hkv + base.kv_head) * s.sk * s.d, k);
+  LogitSearch search(c, batch, base);
+  constexpr std::int64_t kRows = 32;
+  for (const Part& part : base.parts) {
+    if (part.reversed || !part.sink) return std::nullopt;
+    const std::int64_t step = std::max<std::int64_t>(1, s.sq / kRows);
+    for (std::int64_t row = part.rows.first + step / 2; row < part.rows.end; row += step) {
+      const Range keys = keys_of(part, row);
+      if (keys.size() < 2) continue;
+      c.q.widen(((batch * s.hq + head) * s.sq + row) * s.d, q);
+      search.add(q, k, keys, {values.begin() + row * columns, values.begin() + (row + 1) * columns});
+    }
+  }
+  if (search.empty()) return std::nullopt;
+  return search;
+}
+
+// The power of two between 2^low and 2^high, by halves and then by golden section, at which f is least.
+double least_power(const std::function<double(double)>& f, double low, double high) {
+  double best = low, least = INFINITY;
+  for (double power = low; power <= high; power += 0.5) {
+    const double sum = f(std::exp2(power));
+    if (sum < least) {
+      least = sum;
+      best = power;
+    }
+  }
+  return std::exp2(least_between([&](double power) { return f(std::exp2(power)); }, best - 0.5, best + 0.5));
+}
+
 }  // namespace
 
 std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::int64_t head,
@@ -168,44 +208,26 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
 
 std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::int64_t head,
                                       const HeadFunction& base, const GotOf& got, TensorName tensor) {
-  const AttentionShape& s = c.problem.shape;
-  const std::vector<double> values = got(tensor, batch, head);
-  const bool by_lse = tensor == TensorName::kLse;
-  if (values.empty() || base.elsewhere || base.layout != HeadLayout::kRight) return std::nullopt;
-  const std::int64_t columns = by_lse ? 1 : s.d;
-  std::vector<double> k(static_cast<std::size_t>(s.sk * s.d)), q(static_cast<std::size_t>(s.d));
-  c.k.widen((batch * s.hkv + base.kv_head) * s.sk * s.d, k);
-  ScaleSearch search(c, batch, base);
-  constexpr std::int64_t kRows = 32;
-  for (const Part& part : base.parts) {
-    if (part.reversed || !part.sink) return std::nullopt;
-    const std::int64_t step = std::max<std::int64_t>(1, s.sq / kRows);
-    for (std::int64_t row = part.rows.first + step / 2; row < part.rows.end; row += step) {
-      const Range keys = keys_of(part, row);
-      if (keys.size() < 2) continue;
-      c.q.widen(((batch * s.hq + head) * s.sq + row) * s.d, q);
-      search.add(q, k, keys, {values.begin() + row * columns, values.begin() + (row + 1) * columns});
-    }
-  }
-  if (search.empty()) return std::nullopt;
+  const std::optional<LogitSearch> search = search_of(c, batch, head, base, got, tensor);
+  if (!search) return std::nullopt;
+  const auto misfit = [&](double scale) { return search->misfit([scale](double x) { return scale * x; }); };
+  constexpr double kMost = 6;  // powers of two either way
+  const double up =
+      base.scale * least_power([&](double by) { return misfit(by * base.scale); }, -kMost, kMost);
+  const double down =
+      -base.scale * least_power([&](double by) { return misfit(-by * base.scale); }, -kMost, kMost);
+  return misfit(up) <= misfit(down) ? up : down;
+}
 
-  double best = base.scale, least = INFINITY;
-  constexpr int kSteps = 24;  // of each sign: factors of 2^(1/2) from 1/64 to 64
-  for (const double sign : {1.0, -1.0}) {
-    for (int step = -kSteps / 2; step <= kSteps / 2; ++step) {
-      const double scale = sign * base.scale * std::exp2(step / 2.0);
-      const double sum = search.misfit(scale);
-      if (sum < least) {
-        least = sum;
-        best = scale;
-      }
-    }
-  }
-  const double found = std::log2(std::fabs(best));
-  const double sign = best < 0 ? -1 : 1;
-  const double refined = least_between([&](double log2) { return search.misfit(sign * std::exp2(log2)); },
-                                       found - 0.5, found + 0.5);
-  return sign * std::exp2(refined);
+std::optional<double> estimated_softcap(const Case& c, std::int64_t batch, std::int64_t head,
+                                        const HeadFunction& base, const GotOf& got, TensorName tensor) {
+  const std::optional<LogitSearch> search = search_of(c, batch, head, base, got, tensor);
+  if (!search) return std::nullopt;
+  return least_power(
+      [&](double cap) {
+        return search->misfit([&](double x) { return cap * std::tanh(base.scale * x / cap); });
+      },
+      -3, 9);
 }
 
 }  // namespace sinkscope

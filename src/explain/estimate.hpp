@@ -24,4 +24,8 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
 std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::int64_t head,
                                       const HeadFunction& base, const GotOf& got, TensorName tensor);
 
+// The cap of a tanh on the logits that explains this head's out or lse, between 1/8 and 512.
+std::optional<double> estimated_softcap(const Case& c, std::int64_t batch, std::int64_t head,
+                                        const HeadFunction& base, const GotOf& got, TensorName tensor);
+
 }  // namespace sinkscope

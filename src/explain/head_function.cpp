@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/explain/softcap.hpp"
+
 namespace sinkscope {
 namespace {
 
@@ -107,7 +109,9 @@ class Evaluation {
     const std::vector<double> v = taken(v_, part.keys, s_.d, part.reversed);
     std::vector<double> sinks;
     if (part.sink && f_.sink != kNoSink && scale_factor == 1) sinks = {f_.sink};
-    return reference::attention(problem, {q, k, v, sinks, dout, dlse}, rounding_, {1});
+    const reference::Inputs inputs = {q, k, v, sinks, dout, dlse};
+    if (f_.softcap > 0) return evaluate_softcap(problem, inputs, rounding_, f_.softcap);
+    return reference::attention(problem, inputs, rounding_, {1});
   }
 
   // One softmax over the keys of all parts of a row.

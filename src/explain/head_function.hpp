@@ -63,6 +63,7 @@ struct HeadFunction {
   double sink_weight = 1;  // its gradient times this goes to the sink of head `sink_of`
   std::int64_t sink_of = -1;  // -1: nowhere
   double scale = 1;
+  double softcap = 0;  // 0: none; else logits are softcap tanh(logit / softcap)
   std::int64_t kv_head = 0;
   double kv_weight = 1;             // of this head's part of dk and dv
   std::vector<Part> parts;          // every row in one at least

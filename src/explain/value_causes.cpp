@@ -39,6 +39,7 @@ Hypothesis with_scale(const Cause& cause, double scale) {
   return hypothesis(cause, [scale](HeadFunction& f, std::int64_t, std::int64_t) {
     if (f.scale == scale) return false;
     f.note = fmt::format("scale {:.6g} in place of {:.6g}", scale, f.scale);
+    f.key += fmt::format("({})", scale);
     f.scale = scale;
     return true;
   });
@@ -58,6 +59,22 @@ std::vector<Hypothesis> scale_wrong(const Cause& cause, const Probe& probe) {
     const std::optional<double> scale =
         estimated_scale(probe.c, probe.batch, probe.head, probe.base, probe.got, tensor);
     if (scale) found.push_back(with_scale(cause, *scale));
+  }
+  return found;
+}
+
+std::vector<Hypothesis> softcapped(const Cause& cause, const Probe& probe) {
+  std::vector<Hypothesis> found;
+  for (const TensorName tensor : {TensorName::kLse, TensorName::kOut}) {
+    const std::optional<double> cap =
+        estimated_softcap(probe.c, probe.batch, probe.head, probe.base, probe.got, tensor);
+    if (!cap) continue;
+    found.push_back(hypothesis(cause, [cap = *cap](HeadFunction& f, std::int64_t, std::int64_t) {
+      f.softcap = cap;
+      f.note = fmt::format("cap {:.6g}", cap);
+      f.key += fmt::format("({})", cap);
+      return true;
+    }));
   }
   return found;
 }
@@ -130,6 +147,8 @@ std::vector<Cause> value_causes() {
       {"scale_wrong", "the logits are scaled by another constant",
        "pass 1 / sqrt(d), or what the model's config says", "a padded head dimension taken for d",
        Stage::kForward, 1, nullptr, scale_wrong},
+      {"softcap", "the logits go through a tanh that bounds them", "pass no softcap: GPT-OSS has none",
+       "kernels whose softcap is left from another model", Stage::kForward, 1, nullptr, softcapped},
   };
 }
 

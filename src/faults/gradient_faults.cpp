@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/faults/visible_keys.hpp"
 #include "src/faults/wrap.hpp"
 
 namespace sinkscope {
@@ -67,25 +68,6 @@ Path dsink_batch(const Path& healthy) {
       });
 }
 
-// The key range of a row within its document, and the document's first key.
-struct Visible {
-  std::int64_t first, end;
-};
-Visible visible_keys(const AttentionShape& s, std::int64_t row) {
-  std::int64_t row0 = 0, key0 = 0, rows = s.sq, keys = s.sk;
-  for (std::size_t i = 0; i < s.docs.size(); ++i) {
-    rows = s.docs[i];
-    keys = s.docs_k.empty() ? rows : s.docs_k[i];
-    if (row < row0 + rows) break;
-    row0 += rows;
-    key0 += keys;
-  }
-  const std::int64_t own = row - row0 + keys - rows;
-  const std::int64_t end = s.causal ? std::clamp<std::int64_t>(own + 1, 0, keys) : keys;
-  const std::int64_t first = s.window > 0 ? std::clamp<std::int64_t>(own + 1 - s.window, 0, end) : 0;
-  return {key0 + first, key0 + end};
-}
-
 // -sum_i p_i sum_j P_ij dS_ij, from the path's own out and lse: a published formula read as it is printed.
 double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, std::int64_t head) {
   const AttentionShape& s = c.problem.shape;
@@ -101,7 +83,7 @@ double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, s
     const double lse = run.outputs.lse.at(row), delta = dot(c.dout, row, run.outputs.out, row);
     const double dlse = c.dlse.given() ? c.dlse.at(row) : 0;
     if (std::isinf(lse)) continue;
-    const Visible keys = visible_keys(s, i);
+    const VisibleKeys keys = visible_keys(s, i);
     double sum = 0;
     for (std::int64_t j = keys.first; j < keys.end; ++j) {
       const double p = std::exp(s.scale * dot(c.q, row, c.k, kv * s.sk + j) - lse);

@@ -180,7 +180,7 @@ Path dsink_missing(const Path& healthy) {
 const std::vector<Fault>& all_faults() {
   static const std::vector<Fault> kFaults = [] {
     std::vector<Fault> faults = gate_faults();
-    for (const auto& group : {input_faults(), gradient_faults(), output_faults()})
+    for (const auto& group : {input_faults(), gradient_faults(), output_faults(), softcap_faults()})
       faults.insert(faults.end(), group.begin(), group.end());
     return faults;
   }();

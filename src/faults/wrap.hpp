@@ -36,5 +36,6 @@ inline Path wrap(const Path& healthy, const char* name, Unsupported invisible, R
 std::vector<Fault> input_faults();
 std::vector<Fault> gradient_faults();
 std::vector<Fault> output_faults();
+std::vector<Fault> softcap_faults();
 
 }  // namespace sinkscope

@@ -79,12 +79,12 @@ std::set<std::string> explain_all(const std::string& line) {
 TEST(Explain, NamesEveryPlantedFault) {
   std::set<std::string> seen;
   for (const char* line :
-       {"b1 hq8 hkv2 sq160 sk160 d64 bf16 causal seed=1",      // group 4
-        "b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=2",  // a window shorter than the keys
+       {"b1 hq8 hkv2 sq100 sk100 d64 bf16 causal seed=1",      // group 4
+        "b1 hq4 hkv2 sq110 sk110 d64 bf16 causal w40 seed=2",  // a window shorter than the keys
         "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",   // and longer; group 1
-        "b1 hq4 hkv1 sq160 sk160 d64 bf16 causal docs=60,37,63 seed=4",
-        "b2 hq4 hkv2 sq129 sk129 d64 fp16 causal sink=3 seed=5",     // batch entries
-        "b1 hq8 hkv1 sq70 sk130 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
+        "b1 hq4 hkv1 sq120 sk120 d64 bf16 causal docs=40,20,60 seed=4",
+        "b2 hq4 hkv2 sq75 sk75 d64 fp16 causal sink=3 seed=5",       // batch entries
+        "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
     const std::set<std::string> of_line = explain_all(line);
     EXPECT_GT(of_line.size(), 10U) << line;
     seen.insert(of_line.begin(), of_line.end());

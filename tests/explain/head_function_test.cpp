@@ -186,6 +186,76 @@ TEST(HeadFunction, SinksScalesAndHeadsAreWhatTheySay) {
   expect("gqa_interleaved", 1, scale, sink, 1);
 }
 
+// A cap bounds each logit; its slope goes into dS.
+TEST(HeadFunction, SoftcapIsWhatItSays) {
+  const Case c = generated("b1 hq2 hkv1 sq12 sk14 d16 fp32 causal w9 seed=7");
+  HeadFunction f = right_function(c, 1);
+  f.softcap = 1.5;
+  const HeadResult got = evaluate(c, 0, 1, f, true);
+  // dq and dk by central differences of sum dO . O, out itself by plain loops.
+  const auto out_of = [&](const Case& at) {
+    const AttentionShape& s = at.problem.shape;
+    std::vector<double> out;
+    for (std::int64_t i = 0; i < s.sq; ++i) {
+      double total = std::exp(at.sinks.at(1));
+      std::vector<double> row(static_cast<std::size_t>(s.d));
+      for (std::int64_t j = std::max<std::int64_t>(0, i + 3 - 9); j <= i + 2; ++j) {
+        double logit = 0;
+        for (std::int64_t x = 0; x < s.d; ++x)
+          logit += at.q.at(((s.sq + i) * s.d) + x) * at.k.at(j * s.d + x);
+        const double e = std::exp(1.5 * std::tanh(static_cast<float>(s.scale) * logit / 1.5));
+        total += e;
+        for (std::int64_t x = 0; x < s.d; ++x) row[static_cast<std::size_t>(x)] += e * at.v.at(j * s.d + x);
+      }
+      for (const double value : row) out.push_back(value / total);
+    }
+    return out;
+  };
+  expect_near(got.out, out_of(c), "softcap out");
+  const auto loss = [&](const Case& at) {
+    const std::vector<double> out = out_of(at);
+    double sum = 0;
+    for (std::size_t i = 0; i < out.size(); ++i)
+      sum += out[i] * c.dout.at(static_cast<std::int64_t>(out.size() + i));
+    return sum;
+  };
+  constexpr double kStep = 0x1p-10;
+  const auto slope = [&](Tensor Case::*input, std::int64_t i) {
+    Case up = c, down = c;
+    (up.*input) = Tensor::rounded(DType::kFp64, (c.*input).shape(), (c.*input).widened());
+    (down.*input) = up.*input;
+    (up.*input).set(i, (up.*input).at(i) + kStep);
+    (down.*input).set(i, (down.*input).at(i) - kStep);
+    return (loss(up) - loss(down)) / (2 * kStep);
+  };
+  for (std::int64_t i = 0; i < 12 * 16; i += 7) {
+    EXPECT_NEAR(got.dq[static_cast<std::size_t>(i)], slope(&Case::q, 12 * 16 + i), 2e-5) << i;
+    EXPECT_NEAR(got.dk[static_cast<std::size_t>(i)], slope(&Case::k, i), 2e-5) << i;
+    EXPECT_NEAR(got.dv[static_cast<std::size_t>(i)], slope(&Case::v, i), 2e-5) << i;
+  }
+}
+
+// A cap that bounds nothing leaves values and, but for terms of fp32, sigmas.
+TEST(HeadFunction, SoftcapHasTheSigmasOfTheReference) {
+  const Case c = generated("b1 hq1 hkv1 sq70 sk90 d32 bf16 causal seed=8");
+  HeadFunction f = right_function(c, 0);
+  const HeadResult right = evaluate(c, 0, 0, f, true);
+  f.softcap = 1e7;
+  const HeadResult capped = evaluate(c, 0, 0, f, true);
+  const auto expect_ratio = [](const std::vector<double>& a, const std::vector<double>& b, const char* what) {
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      if (b[i] == 0) continue;
+      EXPECT_NEAR(a[i] / b[i], 1, 0.02) << what << " " << i;
+    }
+  };
+  expect_near(capped.lse, right.lse, "lse");
+  expect_ratio(capped.sigma_out, right.sigma_out, "out");
+  expect_ratio(capped.sigma_dq, right.sigma_dq, "dq");
+  expect_ratio(capped.sigma2_dk, right.sigma2_dk, "dk");
+  expect_ratio(capped.sigma2_dv, right.sigma2_dv, "dv");
+  expect_ratio(capped.sigma2_dsink, right.sigma2_dsink, "dsink");
+}
+
 TEST(HeadFunction, SomeRowsAloneAreTheSameRows) {
   const Case c = generated("b1 hq1 hkv1 sq40 sk47 d16 fp32 causal w9 seed=6");
   for (const char* id :
