@@ -156,9 +156,10 @@ std::optional<LogitSearch> search_of(const Case& c, std::int64_t batch, std::int
 }
 
 // The power of two between 2^low and 2^high, by halves and then by golden section, at which f is least.
-double least_power(const std::function<double(double)>& f, double low, double high) {
+double least_power(const std::function<double(double)>& f, int low, int high) {
   double best = low, least = INFINITY;
-  for (double power = low; power <= high; power += 0.5) {
+  for (int half = 2 * low; half <= 2 * high; ++half) {
+    const double power = 0.5 * half;
     const double sum = f(std::exp2(power));
     if (sum < least) {
       least = sum;
@@ -211,7 +212,7 @@ std::optional<double> estimated_scale(const Case& c, std::int64_t batch, std::in
   const std::optional<LogitSearch> search = search_of(c, batch, head, base, got, tensor);
   if (!search) return std::nullopt;
   const auto misfit = [&](double scale) { return search->misfit([scale](double x) { return scale * x; }); };
-  constexpr double kMost = 6;  // powers of two either way
+  constexpr int kMost = 6;  // powers of two either way
   const double up =
       base.scale * least_power([&](double by) { return misfit(by * base.scale); }, -kMost, kMost);
   const double down =

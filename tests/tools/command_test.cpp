@@ -71,6 +71,7 @@ TEST_F(Command, ExplainsWhatFails) {
   EXPECT_EQ(findings[1].at("cause"), "none");
   EXPECT_EQ(sinkscope("gate " + record).code, 1) << "the record can be judged again";
 
+  EXPECT_EQ(sinkscope("explain 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel").code, 3);
   const Ran compared = sinkscope("compare " + std::string(kSmall) + paths + "--explain");
   EXPECT_NE(compared.out.find("sink_twice: the sink is counted twice"), std::string::npos) << compared.out;
   const Ran blind = sinkscope("explain --blind " + std::string(kSmall));

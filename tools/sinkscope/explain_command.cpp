@@ -41,6 +41,22 @@ nlohmann::json json_of(const std::string& problem, const std::vector<BlindSpot>&
   return list;
 }
 
+// Whatever was found out is a success; where nothing could be looked at, why not.
+ExitCode exit_code_of(const std::vector<CaseResult>& results) {
+  ExitCode code = ExitCode::kEnvironment;
+  for (const CaseResult& result : results) {
+    for (const PathResult& path : result.paths) {
+      if (!path.findings.empty()) return ExitCode::kPassed;
+      for (const VerdictRow& row : path.verdicts) {
+        if (row.verdict == Verdict::kError) code = ExitCode::kInternal;
+        if (row.verdict == Verdict::kInconclusive && code != ExitCode::kInternal)
+          code = ExitCode::kInconclusive;
+      }
+    }
+  }
+  return code;
+}
+
 void run_explain(ExplainArguments& arguments, Context& context) {
   tidy_path_names(arguments.options.paths, false);
   const Gate gate = read_gate(find_gate(arguments.gate));
@@ -86,7 +102,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
     write_file(arguments.json, document.dump(2) + "\n", arguments.overwrite);
   }
   if (record) fmt::print("record: {}\n", arguments.output);
-  context.exit_code = ExitCode::kPassed;
+  context.exit_code = arguments.blind ? ExitCode::kPassed : exit_code_of(results);
 }
 
 }  // namespace
