@@ -73,7 +73,6 @@ void set_scope(State& state, const Accepted& accepted, Finding& finding) {
   for (const Accepted::Part& part : accepted.parts) tensors.insert(state.cells()[part.cell].cell.tensor);
   finding.tensors.assign(tensors.begin(), tensors.end());
   finding.of_keys = std::all_of(tensors.begin(), tensors.end(), is_of_keys);
-  const bool is_of_sinks = tensors == std::set{TensorName::kDsinks};
   for (const auto& [batch, head, document] : accepted.places) {
     batches.insert(batch);
     heads.insert(finding.of_keys ? head / s.group() : head);
@@ -89,14 +88,13 @@ void set_scope(State& state, const Accepted& accepted, Finding& finding) {
         const std::int64_t listed = finding.of_keys ? head / s.group() : head;
         const bool is_new =
             !heads.contains(listed) || !documents.contains(document) || !batches.contains(batch);
-        if (accepted.places.contains(place) || !is_new || is_of_sinks) continue;
+        if (accepted.places.contains(place) || !is_new) continue;
         if (is_neutral(state, accepted, place)) continue;
         if (!heads.contains(listed)) finding.all_heads = false;
         if (!documents.contains(document)) finding.all_documents = false;
       }
     }
   }
-  if (is_of_sinks) finding.all_heads = static_cast<std::int64_t>(heads.size()) == s.hq;
   const std::int64_t count = finding.of_keys ? s.hkv : s.hq;
   for (std::int64_t head = 0; head < count && finding.all_heads; ++head) heads.insert(head);
   for (std::int64_t document = 0; document < document_count(c) && finding.all_documents; ++document)
@@ -175,6 +173,36 @@ Finding unexplained(const State& state, const std::vector<std::size_t>& cells, b
   return finding;
 }
 
+Finding finding_of(const State& state, const RoundingFit& fit) {
+  Finding finding;
+  finding.cause = fit.model.cause;
+  finding.sentence = fit.model.sentence;
+  finding.fix = fit.model.fix;
+  finding.share = fit.share;
+  finding.residual_z = fit.residual_z;
+  set_scope_of_cells(state, fit.cells, finding);
+  return finding;
+}
+
+// Where a rounding model leaves next to nothing of the worst head of out, it is asked for all that fails before any
+// mistake is: no search is needed then.
+std::vector<RoundingFit> rounded_at_once(State& state, const std::vector<std::size_t>& biased, int threads) {
+  constexpr double kPlainly = 0.9;
+  std::vector<std::size_t> failing = biased;
+  std::optional<std::size_t> worst;
+  for (std::size_t i = 0; i < state.cells().size(); ++i) {
+    const CellState& cs = state.cells()[i];
+    if (!cs.fails) continue;
+    failing.push_back(i);
+    const bool is_worse = !worst || cs.base.z_rms > state.cells()[*worst].base.z_rms;
+    if (cs.cell.tensor == TensorName::kOut && is_worse) worst = i;
+  }
+  if (!worst) return {};
+  const std::vector<RoundingFit> probe = explain_by_rounding(state, {*worst}, threads);
+  if (probe.empty() || probe.front().share < kPlainly) return {};
+  return explain_by_rounding(state, failing, threads);
+}
+
 // A path that was asked for dsinks and gave none: a mistake of its own, but where the sink is not used at all.
 void add_missing_dsinks(State& state, std::vector<Finding>& findings) {
   const AttentionShape& s = state.problem().problem.shape;
@@ -249,6 +277,10 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
   for (std::size_t i = 0; i < failed.size(); ++i) {
     if (failed[i] && c.problem.shape.docs.empty() && !state.cells()[i].fails) biased.push_back(i);
   }
+  const std::vector<RoundingFit> rounded = rounded_at_once(state, biased, options.threads);
+  for (const RoundingFit& fit : rounded) {
+    for (const std::size_t i : fit.cells) state.cells()[i].given_up = true;  // nothing is searched there
+  }
   const std::vector<Accepted> accepted = Engine(state, options).run();
   // A mistake that was found elsewhere in the head may well leave a bias alone here.
   for (const std::size_t i : biased) {
@@ -273,18 +305,15 @@ std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& out
   }
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
-  for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) {
-    Finding finding;
-    finding.cause = fit.model.cause;
-    finding.sentence = fit.model.sentence;
-    finding.fix = fit.model.fix;
-    finding.share = fit.share;
-    finding.residual_z = fit.residual_z;
-    set_scope_of_cells(state, fit.cells, finding);
-    findings.push_back(std::move(finding));
+  const auto add_rounding = [&](const RoundingFit& fit) {
+    findings.push_back(finding_of(state, fit));
     std::erase_if(unclear, [&](std::size_t i) {
       return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
     });
+  };
+  for (const RoundingFit& fit : rounded) add_rounding(fit);
+  if (rounded.empty()) {
+    for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
   }
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
   return findings;
