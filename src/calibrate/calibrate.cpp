@@ -105,7 +105,7 @@ class Calibrator {
     options.paths = options_.paths;
     options.repeat = 1;
     options.threads = options_.threads;
-    for (const Fault& fault : all_faults())
+    for (const Fault& fault : gate_faults())
       options.paths.push_back(fmt::format("fault:{}:sink_kernel", fault.name));
     const CaseResult result = compare_case(c, gate_, options);
     ++calibration_.cases;

@@ -10,6 +10,7 @@
 
 #include "src/compare/sentences.hpp"
 #include "src/core/error.hpp"
+#include "src/explain/explain.hpp"
 #include "src/paths/table.hpp"
 
 namespace sinkscope {
@@ -87,6 +88,11 @@ class PathComparison {
           mark_unrepeatable(metrics, first.outputs[metrics.tensor], again.outputs[metrics.tensor]);
       }
       judge_outputs(first, result);
+      if (options_.explain) {
+        const bool no_dsinks = first.backend != "recorded" && is_asked(case_, TensorName::kDsinks) &&
+                               !first.outputs.dsinks.given();
+        result.findings = explain(case_, gate_, first.outputs, result.metrics, no_dsinks, {options_.threads});
+      }
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
     } catch (const InputError&) {
       throw;

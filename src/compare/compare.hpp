@@ -20,6 +20,7 @@ struct CompareOptions {
   int threads = 0;
   TruthKind truth = TruthKind::kEigen;
   bool keep_outputs = false;  // for --save-tensors
+  bool explain = false;       // name the cause of what fails
 };
 
 // Told what is going on: "calm_layer1", "truth", 0.3 of this case done.

@@ -19,6 +19,9 @@ struct Fault {
 
 const std::vector<Fault>& all_faults();
 
+// Those that the calibration of a gate runs: the gate catches each wherever it can be seen.
+const std::vector<Fault>& gate_faults();
+
 // Throws InputError listing the known names.
 const Fault& find_fault(std::string_view name);
 

@@ -8,34 +8,10 @@
 
 #include "src/core/error.hpp"
 #include "src/faults/fault.hpp"
+#include "src/faults/wrap.hpp"
 
 namespace sinkscope {
 namespace {
-
-using Unsupported = std::function<std::optional<std::string>(const Case&)>;
-using Run = std::function<PathRun(const Path& healthy, const Case& c, const PathOptions& options)>;
-
-// A healthy path with a mistake around it, named fault:NAME:PATH.
-Path wrap(const Path& healthy, const char* name, Unsupported invisible, Run run) {
-  Path path = healthy;
-  path.name = fmt::format("fault:{}:{}", name, healthy.name);
-  path.unsupported = [healthy, invisible = std::move(invisible)](const Case& c) {
-    std::optional<std::string> reason = healthy.unsupported(c);
-    return reason ? reason : invisible(c);
-  };
-  // A bench times the healthy launches and is to find the mistake in what they left.
-  if (healthy.prepare) {
-    path.prepare = [healthy, run](const Case& c) {
-      PreparedPath prepared = healthy.prepare(c);
-      prepared.outputs = [healthy, run, c] { return run(healthy, c, {}).outputs; };
-      return prepared;
-    };
-  }
-  path.run = [healthy, run = std::move(run)](const Case& c, const PathOptions& options) {
-    return run(healthy, c, options);
-  };
-  return path;
-}
 
 std::optional<std::string> needs_sinks(const Case& c) {
   if (c.sinks.given()) return std::nullopt;
@@ -202,6 +178,16 @@ Path dsink_missing(const Path& healthy) {
 }  // namespace
 
 const std::vector<Fault>& all_faults() {
+  static const std::vector<Fault> kFaults = [] {
+    std::vector<Fault> faults = gate_faults();
+    for (const auto& group : {input_faults(), gradient_faults(), output_faults(), softcap_faults()})
+      faults.insert(faults.end(), group.begin(), group.end());
+    return faults;
+  }();
+  return kFaults;
+}
+
+const std::vector<Fault>& gate_faults() {
   static const std::vector<Fault> kFaults = {
       {"sink_ignored", "the sink is left out of the softmax", sink_ignored},
       {"sink_permuted", "every head takes the next head's sink", sink_permuted},

@@ -92,6 +92,9 @@ bool bias_is_significant(const Gate& gate, const TensorMetrics& metrics, const H
 // 1 / sqrt(2 rows) of itself, and twice that is allowed.
 double z_rms_limit(const Limits& limits, std::int64_t rows);
 
+// Which heads of a tensor fail: [b * h] as in `metrics`.
+std::vector<bool> failed_heads(const Gate& gate, DType dtype, const TensorMetrics& metrics);
+
 // Judges one tensor. Fills every field but problem, path, judged and repro.
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics);
 

@@ -98,6 +98,15 @@ std::string place_of(const VerdictRow& row) {
                      row.row >= 0 ? fmt::format(" row {}", row.row) : "");
 }
 
+std::vector<bool> failed_heads(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
+  std::vector<bool> failed;
+  for (const HeadMetrics& head : metrics.heads) {
+    const std::vector<Check> checks = checks_of(gate, dtype, metrics, head);
+    failed.push_back(!std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed(); }));
+  }
+  return failed;
+}
+
 VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
   VerdictRow row;
   row.tensor = text(metrics.tensor);

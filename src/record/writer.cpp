@@ -11,6 +11,7 @@
 
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
+#include "src/record/findings.hpp"
 #include "src/record/h5.hpp"
 #include "src/record/record.hpp"
 #include "src/record/sidecar.hpp"
@@ -234,6 +235,7 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
   }
   write_paths(problem, result);
   write_facts(problem, result.facts);
+  write_findings(problem, result);
   for (const TensorName tensor : kTensorNames) TensorGroup(problem, result, tensor).write();
   if (saved != nullptr) write_tensors(problem, result, *saved);
 }

@@ -5,6 +5,7 @@
 #include "nlohmann/json.hpp"
 
 #include "src/record/sidecar.hpp"
+#include "src/report/findings.hpp"
 
 namespace sinkscope {
 namespace {
@@ -89,6 +90,8 @@ std::string to_json(const std::vector<CaseResult>& results, const RunInfo& info,
                                  {"inputs_sha256", result.inputs_sha256},
                                  {"paths", paths}});
   }
+  const nlohmann::json findings = findings_json(results);
+  if (!findings.empty()) document["findings"] = findings;
   document["exit_code"] = static_cast<int>(exit_code(all));
   return document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }

@@ -71,6 +71,25 @@ TEST(RunInfoOfARecord, SaysWhichCudaBuiltTheKernel) {
   FAIL() << "there is no attribute cuda";
 }
 
+TEST_F(Records, FindingsAreStored) {
+  CompareOptions options;
+  options.paths = {"fault:gqa_mean:sink_kernel", "sink_kernel"};
+  options.explain = true;
+  const CaseResult explained = compare_case(generate_case(parse_problem(kLine), "p0001"), gate_, options);
+  RecordWriter writer(path("a.h5"), info(), gate_, false);
+  writer.add(explained);
+  writer.finish();
+
+  const h5::Handle file = h5::open_file(path("a.h5"));
+  const h5::Handle group = h5::open_group(file, "problems/p0001/explain");
+  EXPECT_EQ(h5::read_texts(group, "cause"), (std::vector<std::string>{"gqa_mean", "none"}));
+  EXPECT_EQ(h5::read_texts(group, "tensors").at(0), "dk dv");
+  EXPECT_EQ(h5::read_texts(group, "heads").at(0), "0 1");
+  EXPECT_EQ(h5::read_integers(group, "heads_of_keys").at(0), 1);
+  EXPECT_EQ(h5::read_integers(group, "first_row").at(0), -1);
+  EXPECT_GT(h5::read_reals(group, "share").at(0), 0.9);
+}
+
 TEST_F(Records, EverythingComesBack) {
   CaseResult written = result_of(gate_, kLine);
   written.metadata = {{"layer", "3"}, {"source", "a model"}, {"window", "30"}};

@@ -54,6 +54,32 @@ TEST_F(Command, OutputsThatCannotBeWrittenAreRefusedBeforeTheWork) {
   EXPECT_EQ(content_of(path("a.h5")), "mine");
 }
 
+TEST_F(Command, ExplainsWhatFails) {
+  const std::string json = path("findings.json"), record = path("explained.h5");
+  const std::string paths = " --paths fault:sink_twice:sink_kernel,sink_kernel ";
+  const Ran ran = sinkscope("explain " + std::string(kSmall) + paths + "--json " + json + " -o " + record);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("sink_twice: the sink is counted twice"), std::string::npos) << ran.out;
+  EXPECT_NE(ran.out.find("none: nothing fails"), std::string::npos) << ran.out;
+  const nlohmann::json findings = nlohmann::json::parse(content_of(json)).at("findings");
+  ASSERT_EQ(findings.size(), 2U);
+  EXPECT_EQ(findings[0].at("cause"), "sink_twice");
+  EXPECT_EQ(findings[0].at("path"), "fault:sink_twice:sink_kernel");
+  EXPECT_EQ(findings[0].at("heads"), (std::vector<int>{0, 1}));
+  EXPECT_GT(findings[0].at("share").get<double>(), 0.9);
+  EXPECT_LT(findings[0].at("residual_z").get<double>(), 2.2);
+  EXPECT_EQ(findings[1].at("cause"), "none");
+  EXPECT_EQ(sinkscope("gate " + record).code, 1) << "the record can be judged again";
+
+  EXPECT_EQ(sinkscope("explain 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel").code, 3);
+  const Ran compared = sinkscope("compare " + std::string(kSmall) + paths + "--explain");
+  EXPECT_NE(compared.out.find("sink_twice: the sink is counted twice"), std::string::npos) << compared.out;
+  const Ran blind = sinkscope("explain --blind " + std::string(kSmall));
+  EXPECT_EQ(blind.code, 0) << blind.err;
+  EXPECT_NE(blind.out.find("documents_leak"), std::string::npos) << blind.out;
+  EXPECT_EQ(blind.out.find("sink_ignored"), std::string::npos) << blind.out;
+}
+
 TEST_F(Command, RecordsJudgesAgainAndDiffs) {
   const std::string record = path("a.h5"), worse = path("b.h5");
   EXPECT_EQ(sinkscope(std::string("compare ") + kSmall + " --paths sink_kernel -o " + record).code, 0);

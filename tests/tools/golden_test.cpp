@@ -34,7 +34,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Golden{"help", "--help", 0}, Golden{"help_compare", "compare --help", 0},
         Golden{"help_gate", "gate --help", 0}, Golden{"help_diff", "diff --help", 0},
-        Golden{"help_generate", "generate --help", 0}, Golden{"list_paths", "list paths", 0},
+        Golden{"help_generate", "generate --help", 0}, Golden{"help_explain", "explain --help", 0},
+        Golden{"list_causes", "list causes", 0}, Golden{"list_paths", "list paths", 0},
         Golden{"list_metrics", "list metrics", 0}, Golden{"list_gates", "list gates", 0},
         Golden{"list_suites", "list suites", 0}, Golden{"list_faults", "list faults", 0},
         Golden{"compare_capture",
@@ -53,6 +54,10 @@ INSTANTIATE_TEST_SUITE_P(
             "compare_fault",
             "compare 'b1 hq4 hkv2 sq64 sk64 d64 bf16 causal seed=3' --paths fault:dq_head_lost:sink_kernel",
             1},
+        Golden{"explain_fault",
+               "explain 'b1 hq4 hkv2 sq64 sk64 d64 bf16 causal seed=3' --quiet --paths "
+               "fault:sink_ignored:sink_kernel,fault:dq_head_lost:sink_kernel,sink_kernel",
+               0},
         Golden{"compare_skipped", "compare 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel", 3},
         Golden{"completion_bash", "completion bash", 0}),
     [](const auto& test) { return std::string(test.param.name); });

@@ -16,6 +16,7 @@ struct Context {
 };
 
 void add_compare_command(CLI::App& app, Context& context);
+void add_explain_command(CLI::App& app, Context& context);
 void add_gate_command(CLI::App& app, Context& context);
 void add_diff_command(CLI::App& app, Context& context);
 void add_list_command(CLI::App& app, Context& context);

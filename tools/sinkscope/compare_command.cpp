@@ -10,6 +10,7 @@
 #include "src/compare/compare.hpp"
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
+#include "src/report/findings.hpp"
 #include "src/report/machine.hpp"
 #include "src/report/terminal.hpp"
 #include "tools/sinkscope/commands.hpp"
@@ -81,6 +82,7 @@ void run_compare(CompareArguments& arguments, Context& context) {
         });
     progress.clear();
     fmt::print("{}", render_case(result, style));
+    if (options.explain) fmt::print("{}", render_findings(result));
     std::fflush(stdout);
     for (std::string& sentence : unmet_requirements(result, arguments.required))
       unmet.push_back(std::move(sentence));
@@ -148,6 +150,7 @@ void add_compare_command(CLI::App& app, Context& context) {
       ->check(CLI::Range(0, 4096));
   command->add_option("--json", arguments->json, "Write verdicts as JSON here");
   command->add_option("--junit", arguments->junit, "Write verdicts as JUnit XML here");
+  command->add_flag("--explain", arguments->options.explain, "Name the mistake behind what fails, too");
   command->add_flag("--save-tensors", arguments->save_tensors, "Store inputs and outputs in the record too");
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
   command->add_flag("-q,--quiet", arguments->quiet, "Failures and the last line only");

@@ -5,6 +5,7 @@
 #include "fmt/ranges.h"
 
 #include "src/diff/diff.hpp"
+#include "src/explain/cause.hpp"
 #include "src/faults/fault.hpp"
 #include "src/gate/gate.hpp"
 #include "src/paths/table.hpp"
@@ -58,7 +59,13 @@ void list_gates() {
 }
 
 void list_faults() {
-  for (const Fault& fault : all_faults()) fmt::print("{:<16} {}\n", fault.name, fault.summary);
+  for (const Fault& fault : all_faults()) fmt::print("{:<17} {}\n", fault.name, fault.summary);
+}
+
+void list_causes() {
+  for (const std::vector<Cause>* causes : {&all_causes(), &fact_causes()}) {
+    for (const Cause& cause : *causes) fmt::print("{:<18} {}\n", cause.id, cause.sentence);
+  }
 }
 
 void list_fills() {
@@ -68,11 +75,12 @@ void list_fills() {
 }  // namespace
 
 void add_list_command(CLI::App& app, Context&) {
-  CLI::App* command = app.add_subcommand("list", "List paths, suites, metrics, gates, faults or fills");
+  CLI::App* command =
+      app.add_subcommand("list", "List paths, suites, metrics, gates, faults, causes or fills");
   auto what = std::make_shared<std::string>();
-  command->add_option("WHAT", *what, "paths, suites, metrics, gates, faults or fills")
+  command->add_option("WHAT", *what, "paths, suites, metrics, gates, faults, causes or fills")
       ->required()
-      ->check(CLI::IsMember({"paths", "suites", "metrics", "gates", "faults", "fills"}));
+      ->check(CLI::IsMember({"paths", "suites", "metrics", "gates", "faults", "causes", "fills"}));
   command->footer("Example:\n  sinkscope list paths");
   command->callback([what] {
     if (*what == "paths") list_paths();
@@ -80,6 +88,7 @@ void add_list_command(CLI::App& app, Context&) {
     if (*what == "metrics") list_metrics();
     if (*what == "gates") list_gates();
     if (*what == "faults") list_faults();
+    if (*what == "causes") list_causes();
     if (*what == "fills") list_fills();
   });
 }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// The search: from the worst cell, which mistakes make it right, what else does each make right, which says it shortest.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/explain/candidate.hpp"
+#include "src/explain/explain.hpp"
+#include "src/explain/facts.hpp"
+
+namespace sinkscope {
+
+// What one cause came to explain.
+struct Accepted {
+  const Cause* cause = nullptr;
+  std::string note;
+  std::vector<std::string> equivalent;
+  struct Part {
+    std::size_t cell;
+    double z2_before, z2_after, z_rms_after;
+    std::optional<Range> rows;
+    bool fits;
+  };
+  std::vector<Part> parts;
+  std::set<Place> places;
+  std::optional<Candidate> candidate;  // what was tried; of a fact none
+};
+
+class Engine {
+ public:
+  Engine(State& state, const ExplainOptions& options) : state_(state), options_(options) {}
+
+  // Explains what can be; what is left stays `fails` and `given_up` in the state.
+  std::vector<Accepted> run();
+
+ private:
+  std::optional<std::size_t> worst_cell() const;
+  std::vector<Candidate> singles(std::size_t cell);
+  std::vector<Candidate> pairs(std::size_t cell);
+  std::vector<Candidate> screened(std::size_t cell, std::vector<Candidate> all);
+  std::vector<Candidate> fitting(std::size_t cell, std::vector<Candidate> all);
+  std::vector<Candidate> candidates_for(std::size_t cell, const std::vector<Hypothesis>& before,
+                                        const std::vector<std::string>& suffixes, const HeadFunction& base,
+                                        bool on_forward);
+  bool is_unknown_before(std::size_t cell) const;
+  bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
+  bool accept_fact(std::size_t cell);
+  void accept(const Candidate& best, const std::vector<std::string>& equivalent);
+  Accepted& record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,
+                   const Accepted::Part& part, const std::set<Place>& places);
+
+  State& state_;
+  const ExplainOptions& options_;
+  std::vector<Accepted> accepted_;
+  std::map<std::size_t, std::vector<std::pair<double, Candidate>>> tried_;  // by the squared z that each left
+  int hopeless_ = 0;
+};
+
+}  // namespace sinkscope

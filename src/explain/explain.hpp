@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which mistake is it? Names the cause of what a path got wrong, or says that it does not know.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/diff/diff.hpp"
+#include "src/explain/finding.hpp"
+#include "src/gate/gate.hpp"
+#include "src/inputs/case.hpp"
+
+namespace sinkscope {
+
+struct ExplainOptions {
+  int threads = 0;
+  std::vector<std::string> withheld;  // causes that are taken not to exist, to see what becomes of them
+};
+
+// `metrics` are those of `outputs`; only heads that fail the gate are explained. `dsinks_missing`: the path was asked
+// for dsinks and gave none. One finding per cause, the largest effect first; {none} for a path that passes. The inputs
+// must be fit to be judged by.
+std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& outputs,
+                             const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
+                             const ExplainOptions& options = {});
+
+// A cause that this case could not show, and why.
+struct BlindSpot {
+  std::string cause;
+  std::string reason;
+};
+
+// Causes whose mistake, made in every head, would change no output of this case by more than the gate's limits.
+std::vector<BlindSpot> blind_spots(const Case& c, const Gate& gate, int threads = 0);
+
+}  // namespace sinkscope

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mistakes that a cell shows by itself, whatever function was computed: rows of zeros, rows twice as large, another
+// head's numbers.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/explain/cells.hpp"
+
+namespace sinkscope {
+
+// `expected` is what the cell should be as a consequence of the fact.
+struct Fact {
+  std::string_view cause;
+  Range rows;  // of the cell
+  std::string note;
+  Prediction expected;
+};
+
+// Other cells of as many elements, by name ("out of head 3"), for stale.
+struct OtherCell {
+  std::string name;
+  const Cell* cell;
+};
+
+// The fact that explains a cell which should be `base`, or nothing.
+std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const CellLimits& limits,
+                              const std::vector<OtherCell>& others);
+
+}  // namespace sinkscope

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/explain/rounding_search.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "src/core/parallel.hpp"
+
+namespace sinkscope {
+namespace {
+
+constexpr double kMostLeft = 0.5;      // of the squared error, where what is left is within the limits
+constexpr double kMostLeftOver = 0.1;  // ... and where it is not: rare flips of a rounding are large
+
+constexpr double kSame = 1.1;  // models that leave within this factor of each other cannot be told apart
+
+using Head = std::pair<std::int64_t, std::int64_t>;  // batch, query head
+
+// Is the right function all that is known of it, and the sink a number?
+bool is_right(const State& state, const Cell& cell) {
+  const std::vector<Head> heads = state.heads_of(cell);
+  return std::all_of(heads.begin(), heads.end(), [&](const Head& head) {
+    const FunctionPtr f = state.base(cell.tensor, head.first, head.second, cell.document);
+    return f->key.empty() && (f->sink == kNoSink || std::isfinite(f->sink));
+  });
+}
+
+// Models, the one that explains most cells first; of those that explain as many, the one that leaves less.
+std::vector<std::size_t> by_what_they_explain(const std::vector<std::vector<std::optional<Fit>>>& left) {
+  std::vector<std::pair<std::int64_t, double>> merit;
+  std::vector<std::size_t> order;
+  for (const auto& of_model : left) {
+    std::int64_t cells = 0;
+    double z2 = 0;
+    for (const std::optional<Fit>& fit : of_model) {
+      if (!fit) continue;
+      ++cells;
+      z2 += fit->z2;
+    }
+    merit.emplace_back(-cells, z2);
+    order.push_back(order.size());
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return merit[a] < merit[b]; });
+  return order;
+}
+
+}  // namespace
+
+std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells,
+                                             int threads) {
+  const Case& c = state.problem();
+  std::vector<std::size_t> wanted;
+  std::vector<Head> heads;
+  for (const std::size_t i : cells) {
+    const Cell& cell = state.cells()[i].cell;
+    if (cell.tensor == TensorName::kLse || !is_right(state, cell)) continue;
+    wanted.push_back(i);
+    for (const Head& head : state.heads_of(cell)) heads.push_back(head);
+  }
+  std::sort(heads.begin(), heads.end());
+  heads.erase(std::unique(heads.begin(), heads.end()), heads.end());
+  if (wanted.empty()) return {};
+
+  const std::vector<RoundingModel> models = rounding_models(c);
+  std::vector<RoundingFit> fits;
+  std::vector<std::vector<std::optional<Fit>>> left(models.size(),
+                                                    std::vector<std::optional<Fit>>(wanted.size()));
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    fits.push_back({models[m], {}, 0, 0});
+    std::vector<HeadResult> results(heads.size());
+    parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t i) {
+      const auto [batch, head] = heads[static_cast<std::size_t>(i)];
+      results[static_cast<std::size_t>(i)] = emulate(c, batch, head, models[m]);
+    });
+    const ResultOf result = [&](std::int64_t batch, std::int64_t head, std::int64_t) -> const HeadResult& {
+      const auto at = std::lower_bound(heads.begin(), heads.end(), Head(batch, head));
+      return results[static_cast<std::size_t>(at - heads.begin())];
+    };
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      const CellState& cs = state.cells()[wanted[i]];
+      const FunctionOf base = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
+        return state.base(cs.cell.tensor, batch, head, document);
+      };
+      Prediction prediction = state.predicted_base(cs);  // for its sigma
+      prediction.value = predict(c, cs.cell, base, result).value;
+      const Fit after = fit(cs.cell, prediction, cs.limits);
+      if (after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * cs.base.z2) left[m][i] = after;
+    }
+  }
+  const std::vector<std::size_t> order = by_what_they_explain(left);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    std::optional<std::size_t> best;
+    for (const std::size_t m : order) {
+      if (left[m][i] && (!best || left[m][i]->z2 * kSame < left[*best][i]->z2)) best = m;
+    }
+    if (!best) continue;
+    RoundingFit& of = fits[*best];
+    of.cells.push_back(wanted[i]);
+    of.share += 1 - left[*best][i]->z2 / state.cells()[wanted[i]].base.z2;
+    of.residual_z = std::max(of.residual_z, left[*best][i]->z_rms);
+  }
+  std::erase_if(fits, [](const RoundingFit& fit) { return fit.cells.empty(); });
+  for (RoundingFit& fit : fits) fit.share /= static_cast<double>(fit.cells.size());
+  std::stable_sort(fits.begin(), fits.end(), [](const RoundingFit& a, const RoundingFit& b) {
+    return a.cells.size() > b.cells.size();
+  });
+  return fits;
+}
+
+}  // namespace sinkscope

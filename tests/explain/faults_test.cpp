@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every planted fault is named for what it is, a healthy path for nothing, and what the catalogue lacks is not named at
+// all.
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+
+#include "fmt/format.h"
+#include "fmt/ranges.h"
+#include "gtest/gtest.h"
+
+#include "src/compare/compare.hpp"
+#include "src/explain/cause.hpp"
+#include "src/explain/explain.hpp"
+#include "src/faults/fault.hpp"
+#include "src/paths/table.hpp"
+
+namespace sinkscope {
+namespace {
+
+// Faults that are called otherwise than their cause, or have none in the catalogue.
+const std::map<std::string, std::string> kOtherNames = {{"dq_head_lost", "head_zeroed"},
+                                                        {"dq_scaled", std::string(kUnknownCause)}};
+
+Case generated(const std::string& line) {
+  return generate_case(parse_problem(line), "test");
+}
+
+PathResult explained(const Case& c, const std::string& path) {
+  CompareOptions options;
+  options.paths = {path};
+  options.repeat = 1;
+  options.explain = true;
+  return compare_case(c, read_gate("reports/gates/default.toml"), options).paths.at(0);
+}
+
+bool names(const Finding& finding, const std::string& cause) {
+  return finding.cause == cause ||
+         std::find(finding.equivalent.begin(), finding.equivalent.end(), cause) != finding.equivalent.end();
+}
+
+std::string text_of(const std::vector<Finding>& findings) {
+  std::string text;
+  for (const Finding& f : findings) {
+    text += fmt::format("{} [{}] {}; share {:.3g}, z {:.3g}\n", f.cause, fmt::join(f.equivalent, " "),
+                        scope_text(f), f.share, f.residual_z);
+  }
+  return text;
+}
+
+bool passes_the_gate(const PathResult& path) {
+  return std::none_of(path.verdicts.begin(), path.verdicts.end(),
+                      [](const VerdictRow& row) { return row.verdict == Verdict::kFailed; });
+}
+
+// Runs every fault that the line can show; returns the names of those that were seen and explained.
+std::set<std::string> explain_all(const std::string& line) {
+  const Case c = generated(line);
+  std::set<std::string> seen;
+  for (const Fault& fault : all_faults()) {
+    const PathResult path = explained(c, fmt::format("fault:{}:sink_kernel", fault.name));
+    if (path.verdicts.at(0).verdict == Verdict::kSkipped) continue;
+    if (passes_the_gate(path)) {
+      EXPECT_EQ(path.findings.at(0).cause, kNoCause) << line << " " << fault.name;
+      continue;
+    }
+    seen.insert(fault.name);
+    const auto other = kOtherNames.find(fault.name);
+    const std::string wanted = other == kOtherNames.end() ? fault.name : other->second;
+    EXPECT_EQ(path.findings.size(), 1U) << line << " " << fault.name << "\n" << text_of(path.findings);
+    EXPECT_TRUE(names(path.findings.at(0), wanted)) << line << " " << fault.name << "\n"
+                                                    << text_of(path.findings);
+  }
+  EXPECT_EQ(explained(c, "sink_kernel").findings.at(0).cause, kNoCause) << line;
+  return seen;
+}
+
+TEST(Explain, NamesEveryPlantedFault) {
+  std::set<std::string> seen;
+  for (const char* line :
+       {"b1 hq8 hkv2 sq100 sk100 d64 bf16 causal seed=1",      // group 4
+        "b1 hq4 hkv2 sq110 sk110 d64 bf16 causal w40 seed=2",  // a window shorter than the keys
+        "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",   // and longer; group 1
+        "b1 hq4 hkv1 sq120 sk120 d64 bf16 causal docs=40,20,60 seed=4",
+        "b2 hq4 hkv2 sq75 sk75 d64 fp16 causal sink=3 seed=5",       // batch entries
+        "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
+    const std::set<std::string> of_line = explain_all(line);
+    EXPECT_GT(of_line.size(), 10U) << line;
+    seen.insert(of_line.begin(), of_line.end());
+  }
+  for (const Fault& fault : all_faults())
+    EXPECT_TRUE(seen.contains(fault.name)) << fault.name << " was never seen";
+}
+
+TEST(Explain, WithholdingACauseLeavesItUnexplained) {
+  const Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=7");
+  const Gate gate = read_gate("reports/gates/default.toml");
+  // Withheld with each is what says a part of it: the LSE of a path without sinks, dq and dk of a wrong Delta.
+  for (const auto& [fault, part] :
+       {std::pair{"sink_ignored", "lse_without_sink"}, std::pair{"window_plus_one", ""},
+        std::pair{"gqa_interleaved", ""}, std::pair{"dlse_dropped", "delta_uncorrected"},
+        std::pair{"dsink_from_ds", ""}, std::pair{"gqa_mean", ""}}) {
+    const Path path = find_path(fmt::format("fault:{}:sink_kernel", fault), c);
+    const PathRun run = path.run(c, {});
+    const Truth truth = compute_truth(c);
+    std::vector<TensorMetrics> metrics;
+    for (const TensorName name : kTensorNames) {
+      if (run.outputs[name].given()) metrics.push_back(measure(c, truth, name, run.outputs[name]));
+    }
+    ExplainOptions options;
+    options.withheld = {fault, part};
+    const std::vector<Finding> findings = explain(c, gate, run.outputs, metrics, false, options);
+    ASSERT_FALSE(findings.empty());
+    for (const Finding& finding : findings)
+      EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);
+  }
+}
+
+// One head of four has the mistake in out, dq, and its part of dk and dv.
+TEST(Explain, SaysWhichHeadsAreConcerned) {
+  Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal seed=8");
+  const PathRun right = find_path("sink_kernel", c).run(c, {});
+  Case changed = c;
+  changed.sinks.set(2, -1e30);
+  const PathRun wrong = find_path("sink_kernel", changed).run(changed, {});
+  Outputs mixed = right.outputs;
+  for (const TensorName name : kTensorNames) mixed[name] = wrong.outputs[name];
+  c.recorded["one"] = mixed;
+  const std::vector<Finding> findings = explained(c, "recorded.one").findings;
+  ASSERT_EQ(findings.size(), 1U) << text_of(findings);
+  EXPECT_EQ(findings[0].cause, "sink_ignored");
+  EXPECT_EQ(findings[0].heads, std::vector<std::int64_t>{2}) << text_of(findings);
+  EXPECT_FALSE(findings[0].all_heads);
+  EXPECT_EQ(findings[0].tensors.size(), kTensorNames.size()) << text_of(findings);
+}
+
+// Rows of the last tile ignore the sink, in the forward alone.
+TEST(Explain, SaysWhichRowsAndTensorsAreConcerned) {
+  Case c = generated("b1 hq2 hkv2 sq150 sk150 d64 bf16 causal seed=9");
+  Outputs outputs = find_path("sink_kernel", c).run(c, {}).outputs;
+  Case sinkless = c;
+  sinkless.sinks = {};
+  const Outputs wrong = find_path("sink_kernel", sinkless).run(sinkless, {}).outputs;
+  constexpr std::int64_t kFirst = 128;
+  for (std::int64_t i = 0; i < outputs.out.size(); ++i) {
+    if (i / 64 % 150 >= kFirst) outputs.out.set(i, wrong.out.at(i));
+  }
+  c.recorded["tile"] = outputs;
+  const std::vector<Finding> findings = explained(c, "recorded.tile").findings;
+  ASSERT_EQ(findings.size(), 1U) << text_of(findings);
+  EXPECT_EQ(findings[0].cause, "sink_ignored");
+  EXPECT_EQ(findings[0].tensors, std::vector<TensorName>{TensorName::kOut});
+  EXPECT_EQ(findings[0].first_row, kFirst) << text_of(findings);
+  EXPECT_EQ(findings[0].end_row, 150);
+}
+
+TEST(Explain, FindsTwoMistakesAtOnce) {
+  const Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=10");
+  for (const auto& [first, second] :
+       {std::pair{"window_plus_one", "dlse_dropped"}, std::pair{"sink_ignored", "window_ignored"},
+        std::pair{"sink_twice", "gqa_mean"}}) {
+    const std::vector<Finding> findings =
+        explained(c, fmt::format("fault:{}:fault:{}:sink_kernel", second, first)).findings;
+    ASSERT_EQ(findings.size(), 2U) << first << " " << second << "\n" << text_of(findings);
+    for (const char* wanted : {first, second}) {
+      EXPECT_TRUE(names(findings[0], wanted) || names(findings[1], wanted)) << wanted << "\n"
+                                                                            << text_of(findings);
+    }
+  }
+}
+
+TEST(Explain, ListsWhatAnInputCannotShow) {
+  const Gate gate = read_gate("reports/gates/default.toml");
+  std::map<std::string, std::string> blind;
+  for (const BlindSpot& spot : blind_spots(generated("b1 hq4 hkv4 sq96 sk96 d64 bf16 causal seed=11"), gate))
+    blind[spot.cause] = spot.reason;
+  for (const char* cause : {"window_plus_one", "window_ignored", "causal_top_left", "documents_leak",
+                            "gqa_interleaved", "gqa_mean", "dsink_batch"}) {
+    EXPECT_TRUE(blind.contains(cause)) << cause;
+  }
+  for (const char* cause :
+       {"sink_ignored", "causal_missing", "scale_missing", "dlse_dropped", "dsink_missing"})
+    EXPECT_FALSE(blind.contains(cause)) << cause << ": " << blind[cause];
+}
+
+TEST(Explain, KnowsItsCausesByName) {
+  std::set<std::string_view> ids;
+  for (const Cause& cause : all_causes()) {
+    EXPECT_TRUE(ids.insert(cause.id).second) << cause.id;
+    EXPECT_EQ(&find_cause(cause.id), &cause);
+    EXPECT_FALSE(cause.sentence.empty() || cause.fix.empty() || cause.evidence.empty()) << cause.id;
+  }
+  EXPECT_EQ(find_cause("head_zeroed").id, "head_zeroed");
+  EXPECT_THROW(find_cause("sink_ingored"), InputError);
+}
+
+}  // namespace
+}  // namespace sinkscope

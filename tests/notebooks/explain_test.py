@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs reports/notebooks/explain_a_failure.ipynb on a fresh record, and checks what its cells printed and drew.
+
+    python explain_test.py SINKSCOPE
+"""
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "reports/notebooks/explain_a_failure.ipynb"
+
+
+def run(sinkscope: str) -> nbformat.NotebookNode:
+    """The executed notebook, on a record of one capture; an exception in a cell is an exception here."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "explained.h5"
+        paths = "recorded.flash_attention_2,recorded.eager,fault:dlse_dropped:sink_kernel,sink_kernel"
+        capture = str(ROOT / "datasets/captures/calm_layer1.safetensors")
+        subprocess.run([sinkscope, "explain", capture, "--quiet", "--paths", paths, "-o", str(record)], check=True, cwd=ROOT)
+        os.environ["SINKSCOPE_EXPLAINED"] = str(record)
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+        return notebook
+
+
+def main() -> None:
+    notebook = run(sys.argv[1])
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+
+    assert pictures == 1, f"{pictures} pictures, wanted 1"
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith(("recorded.", "fault:", "sink_kernel"))}
+    wanted = {"recorded.flash_attention_2": ("sink_ignored", "out lse dq dk dv"), "recorded.eager": ("rounding:softmax_bf16", "out dq dk dv"),
+              "fault:dlse_dropped:sink_kernel": ("dlse_dropped", "dq dk"), "sink_kernel": ("none", "")}
+    for path, (cause, tensors) in wanted.items():
+        assert f" {cause} " in lines[path] and lines[path].rstrip().endswith(tensors), lines[path]
+    assert "largest difference: 0." in text, text
+    errors = [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not errors, errors
+
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") for cell in stored.cells), "the notebook is stored without outputs"
+    print("notebook: every cell ran")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
+
+#include "src/capture/capture.hpp"
+#include "src/compare/compare.hpp"
+#include "src/core/error.hpp"
+#include "src/core/file.hpp"
+#include "src/explain/explain.hpp"
+#include "src/report/findings.hpp"
+#include "tools/sinkscope/commands.hpp"
+#include "tools/sinkscope/compare_inputs.hpp"
+#include "tools/sinkscope/data_files.hpp"
+#include "tools/sinkscope/progress.hpp"
+
+namespace sinkscope::cli {
+namespace {
+
+struct ExplainArguments {
+  std::vector<std::string> inputs, suites;
+  std::string output, json;
+  std::string gate = "default";
+  CompareOptions options;
+  bool blind = false, overwrite = false, quiet = false;
+};
+
+void print_blind_spots(const std::string& name, const std::vector<BlindSpot>& spots) {
+  fmt::print("{}: what this input could not have shown\n", name);
+  for (const BlindSpot& spot : spots) fmt::print("  {:<18} {}\n", spot.cause, spot.reason);
+  if (spots.empty()) fmt::print("  nothing: every cause of the catalogue would be seen\n");
+}
+
+nlohmann::json json_of(const std::string& problem, const std::vector<BlindSpot>& spots) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const BlindSpot& spot : spots)
+    list.push_back({{"problem", problem}, {"cause", spot.cause}, {"reason", spot.reason}});
+  return list;
+}
+
+// Whatever was found out is a success; where nothing could be looked at, why not.
+ExitCode exit_code_of(const std::vector<CaseResult>& results) {
+  ExitCode code = ExitCode::kEnvironment;
+  for (const CaseResult& result : results) {
+    for (const PathResult& path : result.paths) {
+      if (!path.findings.empty()) return ExitCode::kPassed;
+      for (const VerdictRow& row : path.verdicts) {
+        if (row.verdict == Verdict::kError) code = ExitCode::kInternal;
+        if (row.verdict == Verdict::kInconclusive && code != ExitCode::kInternal)
+          code = ExitCode::kInconclusive;
+      }
+    }
+  }
+  return code;
+}
+
+void run_explain(ExplainArguments& arguments, Context& context) {
+  tidy_path_names(arguments.options.paths, false);
+  const Gate gate = read_gate(find_gate(arguments.gate));
+  const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
+  if (!arguments.json.empty()) PendingFile(arguments.json, arguments.overwrite);
+  std::optional<RecordWriter> record;
+  if (!arguments.output.empty()) {
+    record.emplace(arguments.output, collect_run_info(context.command_line, arguments.options.threads), gate,
+                   arguments.overwrite);
+  }
+  CompareOptions options = arguments.options;
+  options.explain = true;
+  options.repeat = 1;
+  ProgressLine progress(!arguments.quiet, problems.size());
+  std::vector<CaseResult> results;
+  nlohmann::json blind = nlohmann::json::array();
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    progress.start_case(i);
+    progress.update(problems[i].name, "inputs", 0);
+    const Case c = make_case(problems[i].problem, problems[i].name, options.threads);
+    if (arguments.blind) {
+      const std::vector<BlindSpot> spots = blind_spots(c, gate, options.threads);
+      progress.clear();
+      print_blind_spots(c.name, spots);
+      for (auto& spot : json_of(c.name, spots)) blind.push_back(std::move(spot));
+      continue;
+    }
+    CaseResult result =
+        compare_case(c, gate, options, [&](std::string_view name, std::string_view stage, double share) {
+          progress.update(name, stage, share);
+        });
+    progress.clear();
+    fmt::print("{}", render_findings(result));
+    std::fflush(stdout);
+    if (record) record->add(result, nullptr);
+    results.push_back(std::move(result));
+  }
+  if (record) record->finish();
+  if (!arguments.json.empty()) {
+    nlohmann::json document = {{"format", "sinkscope-findings"}, {"version", 1}};
+    document["findings"] = findings_json(results);
+    if (arguments.blind) document["blind"] = blind;
+    write_file(arguments.json, document.dump(2) + "\n", arguments.overwrite);
+  }
+  if (record) fmt::print("record: {}\n", arguments.output);
+  context.exit_code = arguments.blind ? ExitCode::kPassed : exit_code_of(results);
+}
+
+}  // namespace
+
+void add_explain_command(CLI::App& app, Context& context) {
+  CLI::App* command = app.add_subcommand("explain", "Name the mistake behind what every path gets wrong");
+  auto arguments = std::make_shared<ExplainArguments>();
+  command->add_option("INPUT", arguments->inputs,
+                      "Captures (.safetensors), folders of captures, or quoted problem lines");
+  command
+      ->add_option("--suite", arguments->suites,
+                   "A file of problem lines, or the name of a shipped suite (sinkscope list suites)")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--paths", arguments->options.paths,
+                   "Paths to explain, by commas (default: all; sinkscope list paths)")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  command->add_option("--gate", arguments->gate, "Gate file or the name of a shipped gate")
+      ->capture_default_str();
+  command->add_option("--json", arguments->json, "Write the findings as JSON here");
+  command->add_option("-o,--output", arguments->output, "Write the HDF5 record, findings included, here");
+  command->add_flag("--blind", arguments->blind,
+                    "List the causes that the inputs could not have shown, instead of explaining");
+  command->add_option("--threads", arguments->options.threads, "Threads (0: all)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 4096));
+  command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
+  command->add_flag("-q,--quiet", arguments->quiet, "No progress");
+  command->footer(
+      "Examples:\n  sinkscope explain datasets/captures/calm_layer1.safetensors --json findings.json\n"
+      "  sinkscope explain 'b1 hq8 hkv2 sq300 sk300 d64 bf16 causal w128 seed=7' --paths "
+      "fault:window_plus_one:sink_kernel\n"
+      "  sinkscope explain --blind 'b1 hq8 hkv8 sq256 sk256 d64 bf16 causal'");
+  command->callback([arguments, &context] { run_explain(*arguments, context); });
+}
+
+}  // namespace sinkscope::cli
