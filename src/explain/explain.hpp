@@ -17,12 +17,16 @@ struct ExplainOptions {
   std::vector<std::string> withheld;  // causes that are taken not to exist, to see what becomes of them
 };
 
+// What explain says of a path.
+struct Explanation {
+  std::vector<Finding> findings;  // one per cause, the largest effect first; {none} for a path that passes
+};
+
 // `metrics` are those of `outputs`; only heads that fail the gate are explained. `dsinks_missing`: the path was asked
-// for dsinks and gave none. One finding per cause, the largest effect first; {none} for a path that passes. The inputs
-// must be fit to be judged by.
-std::vector<Finding> explain(const Case& c, const Gate& gate, const Outputs& outputs,
-                             const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
-                             const ExplainOptions& options = {});
+// for dsinks and gave none. The inputs must be fit to be judged by.
+Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
+                    const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
+                    const ExplainOptions& options = {});
 
 // A cause that this case could not show, and why.
 struct BlindSpot {

@@ -13,7 +13,7 @@ void write_findings(hid_t problem, const CaseResult& result) {
   std::vector<std::int64_t> first_row, end_row, all_heads, heads_of_keys;
   std::vector<double> share, residual_z;
   for (const PathResult& of : result.paths) {
-    for (const Finding& f : of.findings) {
+    for (const Finding& f : of.explanation.findings) {
       path.push_back(of.path);
       cause.push_back(f.cause);
       equivalent.push_back(fmt::format("{}", fmt::join(f.equivalent, " ")));

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "src/diff/diff.hpp"
-#include "src/explain/finding.hpp"
+#include "src/explain/explain.hpp"
 #include "src/gate/gate.hpp"
 #include "src/inputs/case.hpp"
 #include "src/record/run_info.hpp"
@@ -30,7 +30,7 @@ struct PathResult {
   std::vector<TensorMetrics> metrics;  // of the tensors that it produced, in the order of TensorName
   std::vector<VerdictRow> verdicts;    // one per tensor, or one for the path when it was skipped or broke
   std::vector<std::string> sentences;  // what happened, for people
-  std::vector<Finding> findings;       // which mistakes, where it was asked for
+  Explanation explanation;             // which mistakes, where it was asked for
   Outputs outputs;                     // kept only for --save-tensors
 };
 

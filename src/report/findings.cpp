@@ -40,14 +40,14 @@ std::string render_findings(const CaseResult& result) {
   std::string block = fmt::format("{}  {}\n", result.name, result.problem_line);
   for (const PathResult& path : result.paths) {
     block += fmt::format("  {}", path.path);
-    if (path.findings.empty()) {
+    if (path.explanation.findings.empty()) {
       block +=
           fmt::format(": {}: {}\n", text(path.verdicts.empty() ? Verdict::kError : path.verdicts[0].verdict),
                       path.verdicts.empty() ? "no verdict" : path.verdicts[0].reason);
       continue;
     }
     block += "\n";
-    for (const Finding& finding : path.findings) block += paragraph(finding);
+    for (const Finding& finding : path.explanation.findings) block += paragraph(finding);
   }
   return block;
 }
@@ -56,7 +56,7 @@ nlohmann::json findings_json(const std::vector<CaseResult>& results) {
   nlohmann::json list = nlohmann::json::array();
   for (const CaseResult& result : results) {
     for (const PathResult& path : result.paths) {
-      for (const Finding& finding : path.findings) {
+      for (const Finding& finding : path.explanation.findings) {
         nlohmann::json tensors = nlohmann::json::array();
         for (const TensorName tensor : finding.tensors) tensors.push_back(text(tensor));
         nlohmann::json rows;

@@ -19,7 +19,7 @@ std::vector<Finding> explained(const std::string& capture, const std::string& pa
   options.explain = true;
   return compare_case(load_capture(problem), read_gate("reports/gates/default.toml"), options)
       .paths.at(0)
-      .findings;
+      .explanation.findings;
 }
 
 constexpr std::array kCaptures = {"calm_layer0", "calm_layer1", "loud_layer6", "loud_layer7"};

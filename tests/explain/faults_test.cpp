@@ -62,17 +62,18 @@ std::set<std::string> explain_all(const std::string& line) {
     const PathResult path = explained(c, fmt::format("fault:{}:sink_kernel", fault.name));
     if (path.verdicts.at(0).verdict == Verdict::kSkipped) continue;
     if (passes_the_gate(path)) {
-      EXPECT_EQ(path.findings.at(0).cause, kNoCause) << line << " " << fault.name;
+      EXPECT_EQ(path.explanation.findings.at(0).cause, kNoCause) << line << " " << fault.name;
       continue;
     }
     seen.insert(fault.name);
     const auto other = kOtherNames.find(fault.name);
     const std::string wanted = other == kOtherNames.end() ? fault.name : other->second;
-    EXPECT_EQ(path.findings.size(), 1U) << line << " " << fault.name << "\n" << text_of(path.findings);
-    EXPECT_TRUE(names(path.findings.at(0), wanted)) << line << " " << fault.name << "\n"
-                                                    << text_of(path.findings);
+    EXPECT_EQ(path.explanation.findings.size(), 1U) << line << " " << fault.name << "\n"
+                                                    << text_of(path.explanation.findings);
+    EXPECT_TRUE(names(path.explanation.findings.at(0), wanted)) << line << " " << fault.name << "\n"
+                                                                << text_of(path.explanation.findings);
   }
-  EXPECT_EQ(explained(c, "sink_kernel").findings.at(0).cause, kNoCause) << line;
+  EXPECT_EQ(explained(c, "sink_kernel").explanation.findings.at(0).cause, kNoCause) << line;
   return seen;
 }
 
@@ -110,7 +111,7 @@ TEST(Explain, WithholdingACauseLeavesItUnexplained) {
     }
     ExplainOptions options;
     options.withheld = {fault, part};
-    const std::vector<Finding> findings = explain(c, gate, run.outputs, metrics, false, options);
+    const std::vector<Finding> findings = explain(c, gate, run.outputs, metrics, false, options).findings;
     ASSERT_FALSE(findings.empty());
     for (const Finding& finding : findings)
       EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);
@@ -127,7 +128,7 @@ TEST(Explain, SaysWhichHeadsAreConcerned) {
   Outputs mixed = right.outputs;
   for (const TensorName name : kTensorNames) mixed[name] = wrong.outputs[name];
   c.recorded["one"] = mixed;
-  const std::vector<Finding> findings = explained(c, "recorded.one").findings;
+  const std::vector<Finding> findings = explained(c, "recorded.one").explanation.findings;
   ASSERT_EQ(findings.size(), 1U) << text_of(findings);
   EXPECT_EQ(findings[0].cause, "sink_ignored");
   EXPECT_EQ(findings[0].heads, std::vector<std::int64_t>{2}) << text_of(findings);
@@ -147,7 +148,7 @@ TEST(Explain, SaysWhichRowsAndTensorsAreConcerned) {
     if (i / 64 % 150 >= kFirst) outputs.out.set(i, wrong.out.at(i));
   }
   c.recorded["tile"] = outputs;
-  const std::vector<Finding> findings = explained(c, "recorded.tile").findings;
+  const std::vector<Finding> findings = explained(c, "recorded.tile").explanation.findings;
   ASSERT_EQ(findings.size(), 1U) << text_of(findings);
   EXPECT_EQ(findings[0].cause, "sink_ignored");
   EXPECT_EQ(findings[0].tensors, std::vector<TensorName>{TensorName::kOut});
@@ -161,7 +162,7 @@ TEST(Explain, FindsTwoMistakesAtOnce) {
        {std::pair{"window_plus_one", "dlse_dropped"}, std::pair{"sink_ignored", "window_ignored"},
         std::pair{"sink_twice", "gqa_mean"}}) {
     const std::vector<Finding> findings =
-        explained(c, fmt::format("fault:{}:fault:{}:sink_kernel", second, first)).findings;
+        explained(c, fmt::format("fault:{}:fault:{}:sink_kernel", second, first)).explanation.findings;
     ASSERT_EQ(findings.size(), 2U) << first << " " << second << "\n" << text_of(findings);
     for (const char* wanted : {first, second}) {
       EXPECT_TRUE(names(findings[0], wanted) || names(findings[1], wanted)) << wanted << "\n"

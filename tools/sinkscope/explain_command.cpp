@@ -46,7 +46,7 @@ ExitCode exit_code_of(const std::vector<CaseResult>& results) {
   ExitCode code = ExitCode::kEnvironment;
   for (const CaseResult& result : results) {
     for (const PathResult& path : result.paths) {
-      if (!path.findings.empty()) return ExitCode::kPassed;
+      if (!path.explanation.findings.empty()) return ExitCode::kPassed;
       for (const VerdictRow& row : path.verdicts) {
         if (row.verdict == Verdict::kError) code = ExitCode::kInternal;
         if (row.verdict == Verdict::kInconclusive && code != ExitCode::kInternal)
