@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "src/explain/consequences.hpp"
 #include "src/explain/make_finding.hpp"
 
 namespace sinkscope {
@@ -48,7 +49,10 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   std::vector<bool> failed;
   std::vector<Cell> cells = cells_and_failures(c, gate, outputs, metrics, failed);
   const bool anything = std::find(failed.begin(), failed.end(), true) != failed.end();
-  if (!anything && !dsinks_missing) return {{nothing_wrong()}};
+  if (!anything && !dsinks_missing) {
+    const std::vector<Finding> none = {nothing_wrong()};
+    return {none, training_of(c, metrics, none, {}, false)};
+  }
 
   State state(c, gate, std::move(cells), failed, options.threads);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
@@ -84,18 +88,18 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   }
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
-  const auto add_rounding = [&](const RoundingFit& fit) {
+  const std::vector<RoundingFit> by_rounding =
+      rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded;
+  for (const RoundingFit& fit : by_rounding) {
     findings.push_back(finding_of(state, fit));
     std::erase_if(unclear, [&](std::size_t i) {
       return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
     });
-  };
-  for (const RoundingFit& fit : rounded) add_rounding(fit);
-  if (rounded.empty()) {
-    for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
   }
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
-  return {std::move(findings)};
+  const Consequences consequences = consequences_of(state, accepted, by_rounding, unclear);
+  Training training = training_of(c, metrics, findings, consequences, dsinks_missing);
+  return {std::move(findings), std::move(training)};
 }
 
 }  // namespace sinkscope
