@@ -26,8 +26,8 @@ bool is_better(const Candidate& a, const Candidate& b) {
 Accepted& Engine::record(const Cause& cause, const std::string& note,
                          const std::vector<std::string>& equivalent, const Accepted::Part& part,
                          const std::set<Place>& places) {
-  const bool is_known = std::any_of(accepted_.begin(), accepted_.end(),
-                                    [&](const Accepted& a) { return a.cause == &cause; });
+  const bool is_known =
+      std::any_of(accepted_.begin(), accepted_.end(), [&](const Accepted& a) { return a.cause == &cause; });
   if (!is_known) accepted_.push_back({&cause, note, equivalent, {}, {}, std::nullopt});
   Accepted* const found = &record_of(cause);
   constexpr std::ptrdiff_t kMostNotes = 4;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <span>
 
@@ -22,6 +23,63 @@ double left_in(const State& state, const std::vector<std::size_t>& cells) {
   }
   return left;
 }
+
+// A tensor that passes as it is, of heads that have a mistake in another, most likely follows from the same mistake: it
+// does if that fits it better. What that changes goes to the mistakes of these heads, in equal parts.
+class Following {
+ public:
+  Following(State& state, const std::vector<Accepted>& accepted)
+      : state_(state), accepted_(accepted), changes_(accepted.size(), 0) {}
+
+  // The change of the squared norm of dq, dk and dv, for each of the accepted.
+  std::vector<double> run() {
+    for (const TensorName tensor :
+         {TensorName::kOut, TensorName::kDq, TensorName::kDk, TensorName::kDv, TensorName::kDsinks}) {
+      std::map<Place, FunctionPtr> known;
+      for (CellState& cs : state_.cells()) {
+        const bool is_open = cs.concerned && !cs.fails && !cs.given_up && !cs.fact;
+        if (cs.cell.tensor == tensor && is_open) known.merge(follow(cs));
+      }
+      for (const auto& [place, f] : known)
+        state_.set_base(tensor, std::get<0>(place), std::get<1>(place), std::get<2>(place), f);
+    }
+    return changes_;
+  }
+
+ private:
+  // What the heads of a cell are taken to compute from now on.
+  std::map<Place, FunctionPtr> follow(CellState& cs) {
+    std::map<Place, FunctionPtr> led;
+    const Fit fit = state_.fit_under(
+        cs, [&](std::int64_t batch, std::int64_t head, std::int64_t document) -> FunctionPtr {
+          if (!state_.base(cs.cell.tensor, batch, head, document)->key.empty()) return nullptr;
+          for (const TensorName leader : {TensorName::kOut, TensorName::kDq, TensorName::kLse}) {
+            const FunctionPtr f = state_.base(leader, batch, head, document);
+            if (!f->key.empty()) return led[{batch, head, document}] = f;
+          }
+          return nullptr;
+        });
+    if (led.empty() || !fit.fits || !(fit.z2 < cs.base.z2)) return {};
+    if (is_layer_gradient(cs.cell.tensor)) credit(led, fit.norm2 - cs.base.norm2);
+    cs.base = fit;
+    return led;
+  }
+
+  void credit(const std::map<Place, FunctionPtr>& led, double change) {
+    std::vector<std::size_t> causes;
+    for (std::size_t i = 0; i < accepted_.size(); ++i) {
+      const bool is_there = std::any_of(led.begin(), led.end(), [&](const auto& entry) {
+        return accepted_[i].places.contains(entry.first);
+      });
+      if (accepted_[i].candidate && is_there) causes.push_back(i);
+    }
+    for (const std::size_t i : causes) changes_[i] += change / static_cast<double>(causes.size());
+  }
+
+  State& state_;
+  const std::vector<Accepted>& accepted_;
+  std::vector<double> changes_;
+};
 
 // Compares what cells are known to be with what they should be.
 class Comparison {
@@ -82,8 +140,7 @@ class Comparison {
     for (std::int64_t head = 0; head < s.hq; ++head) {
       const FunctionPtr known = state_.base(cell.tensor, cell.batch, head, cell.document);
       if (known->key.empty()) continue;
-      const double change =
-          along_part(cell, head, *known, sum) - along_part(cell, head, *right(head), sum);
+      const double change = along_part(cell, head, *known, sum) - along_part(cell, head, *right(head), sum);
       if (change != 0) consequences.of_keys[{head, cell.head}] += change;
     }
   }
@@ -110,7 +167,9 @@ Consequences consequences_of(State& state, const std::vector<Accepted>& accepted
                              const std::vector<std::size_t>& unclear) {
   Consequences consequences;
   if (!state.backward()) return consequences;
-  for (const Accepted& one : accepted) consequences.causes.emplace_back(one.cause->id, one.norm2_change);
+  const std::vector<double> following = Following(state, accepted).run();
+  for (std::size_t i = 0; i < accepted.size(); ++i)
+    consequences.causes.emplace_back(accepted[i].cause->id, accepted[i].norm2_change + following[i]);
   for (const RoundingFit& fit : rounded)
     consequences.causes.emplace_back(fit.model.cause, left_in(state, fit.cells));
   if (!unclear.empty()) consequences.causes.emplace_back(kUnknownCause, left_in(state, unclear));

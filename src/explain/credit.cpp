@@ -80,8 +80,7 @@ void Engine::credit(const Candidate& best, const NormsBefore& before) {
   const double after = gradient_norm2();
   const auto& [known, alone] = before;
   for (std::size_t i = 0; i < best.hypotheses().size(); ++i) {
-    const double change =
-        alone.empty() ? after - known : (alone[i] - known + after - alone[1 - i]) / 2;
+    const double change = alone.empty() ? after - known : (alone[i] - known + after - alone[1 - i]) / 2;
     record_of(*best.hypotheses()[i].cause).norm2_change += change;
   }
 }

@@ -27,7 +27,8 @@ struct Accepted {
   std::vector<Part> parts;
   std::set<Place> places;
   std::optional<Candidate> candidate;  // what was tried; of a fact none
-  double norm2_change = 0;  // what it makes of the squared norm of dq, dk and dv, on top of what was found before
+  double norm2_change =
+      0;  // what it makes of the squared norm of dq, dk and dv, on top of what was found before
 };
 
 class Engine {

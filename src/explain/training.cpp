@@ -31,8 +31,7 @@ HeadGradient measured(const TensorMetrics& metrics, std::int64_t head, const Con
   if (!(gradient.norm2.ref > 0)) return gradient;
   const auto along = consequences.along.find({metrics.tensor, head});
   gradient.gain = cross / gradient.norm2.ref;
-  gradient.predicted_gain =
-      1 + (along == consequences.along.end() ? 0 : along->second / gradient.norm2.ref);
+  gradient.predicted_gain = 1 + (along == consequences.along.end() ? 0 : along->second / gradient.norm2.ref);
   return gradient;
 }
 
@@ -74,9 +73,8 @@ std::vector<HeadShare> shares_of_heads(const AttentionShape& s, const Training& 
 bool train_the_sinks(const Case& c, const Training& training, const std::vector<Finding>& findings,
                      bool dsinks_missing) {
   if (!c.sinks.given()) return true;
-  const bool is_given = std::any_of(training.heads.begin(), training.heads.end(), [](const HeadGradient& g) {
-    return g.tensor == TensorName::kDsinks;
-  });
+  const bool is_given = std::any_of(training.heads.begin(), training.heads.end(),
+                                    [](const HeadGradient& g) { return g.tensor == TensorName::kDsinks; });
   if (is_given) return !(training.sinks.got == 0 && training.sinks.ref > 0);
   return !dsinks_missing && std::none_of(findings.begin(), findings.end(), [](const Finding& f) {
     return f.all_heads && (f.cause == "sink_ignored" || f.cause == "sink_zero_added");

@@ -44,11 +44,11 @@ struct HeadShare {
 // `layer` is dq, dk and dv together, those that the path gave: gradients of activations, which the weights' gradients are
 // made of. `sinks` is dsinks, the gradient of a parameter, which goes into a global gradient norm by itself.
 struct Training {
-  bool given = false;                // the path gave a gradient
-  std::vector<HeadGradient> heads;   // of out, dq, dk, dv and dsinks
+  bool given = false;               // the path gave a gradient
+  std::vector<HeadGradient> heads;  // of out, dq, dk, dv and dsinks
   Norms layer, sinks;
-  bool changed = false;      // |layer.change()| > u layer.ref, the case's unit roundoff: else shares mean nothing
-  bool sinks_train = true;   // false: the sinks get no gradient, or zeros where it is not zero
+  bool changed = false;  // |layer.change()| > u layer.ref, the case's unit roundoff: else shares mean nothing
+  bool sinks_train = true;  // false: the sinks get no gradient, or zeros where it is not zero
   // Signed shares of layer.change(); either list sums to 1, or is empty where nothing changed.
   std::vector<CauseShare> causes;  // in the order in which they were found
   std::vector<HeadShare> shares;   // the largest first
@@ -57,7 +57,7 @@ struct Training {
 
 // What the mistakes that were found make of the truth, as far as it goes into shares and gains.
 struct Consequences {
-  std::vector<std::pair<std::string, double>> causes;  // change of the layer's squared norm
+  std::vector<std::pair<std::string, double>> causes;           // change of the layer's squared norm
   std::map<std::pair<TensorName, std::int64_t>, double> along;  // of a head: <pred - ref, ref>
   std::map<std::pair<std::int64_t, std::int64_t>, double>
       of_keys;  // (query head, kv head): its part of |pred|^2 - |ref|^2 in dk and dv

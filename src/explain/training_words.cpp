@@ -52,41 +52,50 @@ std::string causes_text(const std::vector<Finding>& findings) {
     named.resize(kMostNamed - 1);
     named.push_back(fmt::format("{} more mistakes", more));
   }
-  if (unknown) named.emplace_back(named.empty() ? "the cause is not known" : "there is more that is not known");
+  if (unknown)
+    named.emplace_back(named.empty() ? "the cause is not known" : "there is more that is not known");
   return listed(named);
 }
 
-// "63 % of the excess comes from head 6"; `shares` has the largest first and sums to 1.
-std::string heads_text(const std::vector<HeadShare>& shares, const char* kind) {
-  const HeadShare& first = shares.front();
-  if (first.share > 1.005)
-    return fmt::format("{} makes {:.0f} % of the {}, others make up for a part", head_text(first),
-                       100 * first.share, kind);
-  if (first.share >= 0.5)
-    return fmt::format("{:.0f} % of the {} comes from {}", 100 * first.share, kind, head_text(first));
-  constexpr double kMost = 0.75;
-  double sum = 0;
+// "heads 1 and 3", "heads 0 to 7", or with key/value heads among them "head 1 and kv head 0".
+std::string heads_text(const std::vector<HeadShare>& shares) {
+  std::vector<std::int64_t> query_heads;
   std::vector<std::string> names;
   for (const HeadShare& share : shares) {
-    if (sum >= kMost || names.size() == kMostNamed) break;
-    sum += share.share;
     names.push_back(head_text(share));
-  }
-  if (sum >= kMost) return fmt::format("{:.0f} % of the {} comes from {}", 100 * sum, kind, listed(names));
-  // Heads with less than a hundredth, or that make up for others, are not counted.
-  std::vector<std::int64_t> query_heads;
-  std::ptrdiff_t counted = 0;
-  for (const HeadShare& share : shares) {
-    if (share.share < 0.01) break;
-    ++counted;
     if (!share.of_keys) query_heads.push_back(share.head);
   }
-  const bool alike = shares[static_cast<std::size_t>(counted - 1)].share * 2 >= first.share;
-  if (alike && std::ssize(query_heads) == counted) {
-    std::sort(query_heads.begin(), query_heads.end());
-    return fmt::format("the {} comes from heads {} alike", kind, numbers_text(query_heads));
+  if (query_heads.size() < names.size() || names.size() == 1) return listed(names);
+  std::sort(query_heads.begin(), query_heads.end());
+  if (query_heads.size() > kMostNamed) return "heads " + numbers_text(query_heads);
+  names.clear();
+  for (const std::int64_t head : query_heads) names.push_back(std::to_string(head));
+  return "heads " + listed(names);
+}
+
+// "63 % of the excess comes from head 6"; `shares` has the largest first and sums to 1.
+std::string blame_text(const std::vector<HeadShare>& shares, const char* kind) {
+  const HeadShare& first = shares.front();
+  const HeadShare& last = shares.back();
+  if (first.share > 1 && last.share < -0.05) {
+    return fmt::format("{} makes {:.0f} % of the {}, of which {} takes {:.0f} % back", head_text(first),
+                       100 * first.share, kind, head_text(last), -100 * last.share);
   }
-  return fmt::format("the {} spreads over {} heads, {} with most, {:.0f} %", kind, counted,
+  if (first.share >= 0.5)
+    return fmt::format("{:.0f} % of the {} comes from {}", 100 * first.share, kind, head_text(first));
+  // Heads with less than a hundredth, or that make up for others, are not counted.
+  const auto counted =
+      std::find_if(shares.begin(), shares.end(), [](const HeadShare& s) { return s.share < 0.01; });
+  const bool alike = (counted - 1)->share * 2 >= first.share;
+  if (alike) return fmt::format("the {} comes from {} alike", kind, heads_text({shares.begin(), counted}));
+  constexpr double kMost = 0.75;
+  double sum = 0;
+  std::size_t count = 0;
+  while (sum < kMost && count < std::min(kMostNamed, shares.size())) sum += shares[count++].share;
+  if (sum >= kMost)
+    return fmt::format("{:.0f} % of the {} comes from {}", 100 * sum, kind,
+                       heads_text({shares.begin(), shares.begin() + static_cast<std::ptrdiff_t>(count)}));
+  return fmt::format("the {} spreads over {} heads, {} with most, {:.0f} %", kind, counted - shares.begin(),
                      head_text(first), 100 * first.share);
 }
 
@@ -106,7 +115,7 @@ std::string norm_text(const Training& training, bool is_wrong) {
   if (!(layer.ref > 0)) return "gradients are not zero where those of exact attention are";
   return fmt::format("the squared gradient norm is {} that of exact attention, and {}",
                      ratio_text(layer.got / layer.ref),
-                     heads_text(training.shares, layer.change() > 0 ? "excess" : "loss"));
+                     blame_text(training.shares, layer.change() > 0 ? "excess" : "loss"));
 }
 
 std::string error_text(const Training& training) {
@@ -115,10 +124,10 @@ std::string error_text(const Training& training) {
 }
 
 std::string sinks_text(const Training& training, const std::vector<Finding>& findings) {
-  if (!training.sinks_train) return "; the sinks get no gradient and do not train";
+  if (!training.sinks_train) return "; the sinks do not train";
   if (std::none_of(findings.begin(), findings.end(), is_of_sinks) || !(training.sinks.ref > 0)) return "";
-  return fmt::format("; the error of the sinks' gradient has {:.2g} of its norm",
-                     std::sqrt(training.sinks.error / training.sinks.ref));
+  const double error = std::sqrt(training.sinks.error / training.sinks.ref);
+  return fmt::format("; the sinks' gradient is off by {:.2g} {} its norm", error, error < 1 ? "of" : "times");
 }
 
 std::string not_finite_text(const Training& training) {
@@ -129,10 +138,9 @@ std::string not_finite_text(const Training& training) {
     if (++count <= kMostNamed)
       names.push_back(fmt::format("{} of {}", text(g.tensor), head_text({is_of_keys(g.tensor), g.head, 0})));
   }
-  return fmt::format("{}{} {} NaN or infinite values: one step with them ruins the weights",
-                     fmt::join(names, ", "),
-                     count > kMostNamed ? fmt::format(" and {} more", count - kMostNamed) : "",
-                     count == 1 ? "has" : "have");
+  return fmt::format(
+      "{}{} {} NaN or infinite values: one step with them ruins the weights", fmt::join(names, ", "),
+      count > kMostNamed ? fmt::format(" and {} more", count - kMostNamed) : "", count == 1 ? "has" : "have");
 }
 
 std::string sentence_of(const Training& training, const std::vector<Finding>& findings) {

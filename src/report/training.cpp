@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kMostHeads = 4;  // with a share of their own, unless all are asked for
 
 std::string percent(double share) {
-  return fmt::format("{:.1f} %", 100 * share);
+  return fmt::format("{:.1f} %", std::round(1000 * share) / 10 + 0.0);  // no -0.0
 }
 
 std::string shares_line(const Training& training, bool verbose) {
@@ -26,8 +26,7 @@ std::string shares_line(const Training& training, bool verbose) {
     separator = ", ";
   }
   line += "; by head:";
-  const std::size_t count =
-      verbose ? training.shares.size() : std::min(kMostHeads, training.shares.size());
+  const std::size_t count = verbose ? training.shares.size() : std::min(kMostHeads, training.shares.size());
   separator = " ";
   double others = 0;
   for (std::size_t i = 0; i < training.shares.size(); ++i) {
@@ -42,7 +41,13 @@ std::string shares_line(const Training& training, bool verbose) {
   return line + (count < training.shares.size() ? fmt::format(", others {}\n", percent(others)) : "\n");
 }
 
-std::string cell(double value) {
+std::string gain_text(double value) {
+  constexpr double kNothing = 1e-12;  // of a gain: rounding of double
+  if (std::isnan(value)) return "-";
+  return fmt::format("{:.4g}", std::fabs(value) < kNothing ? 0 : value);
+}
+
+std::string norm_text(double value) {
   return std::isnan(value) ? "-" : fmt::format("{:.4g}", value);
 }
 
@@ -51,8 +56,9 @@ std::string head_lines(const Training& training) {
                                   "gain", "predicted", "|g|^2", "|g_ref|^2", "|error|^2");
   for (const HeadGradient& g : training.heads) {
     lines += fmt::format("      {:<7} {:<8} {:>9} {:>9} {:>10} {:>10} {:>10}\n", text(g.tensor),
-                         fmt::format("{}{}", is_of_keys(g.tensor) ? "kv " : "", g.head), cell(g.gain),
-                         cell(g.predicted_gain), cell(g.norm2.got), cell(g.norm2.ref), cell(g.norm2.error));
+                         fmt::format("{}{}", is_of_keys(g.tensor) ? "kv " : "", g.head), gain_text(g.gain),
+                         gain_text(g.predicted_gain), norm_text(g.norm2.got), norm_text(g.norm2.ref),
+                         norm_text(g.norm2.error));
   }
   return lines;
 }
@@ -100,7 +106,8 @@ nlohmann::json training_json(const std::vector<CaseResult>& results) {
   for (const CaseResult& result : results) {
     for (const PathResult& path : result.paths) {
       if (!path.explanation.training.given) continue;
-      nlohmann::json of = {{"problem", result.name}, {"problem_line", result.problem_line}, {"path", path.path}};
+      nlohmann::json of = {
+          {"problem", result.name}, {"problem_line", result.problem_line}, {"path", path.path}};
       of.update(path_json(path.explanation.training));
       list.push_back(std::move(of));
     }

