@@ -52,10 +52,13 @@ class Following {
     std::map<Place, FunctionPtr> led;
     const Fit fit = state_.fit_under(
         cs, [&](std::int64_t batch, std::int64_t head, std::int64_t document) -> FunctionPtr {
-          if (!state_.base(cs.cell.tensor, batch, head, document)->key.empty()) return nullptr;
+          const std::int64_t kv_head = head / state_.problem().problem.shape.group();
+          const bool is_its_own = (is_of_keys(cs.cell.tensor) ? kv_head : head) == cs.cell.head;
+          const bool is_right = state_.base(cs.cell.tensor, batch, head, document)->key.empty();
           for (const TensorName leader : {TensorName::kOut, TensorName::kDq, TensorName::kLse}) {
             const FunctionPtr f = state_.base(leader, batch, head, document);
-            if (!f->key.empty()) return led[{batch, head, document}] = f;
+            if (is_its_own && is_right && !f->key.empty() && f->kv_head == kv_head)
+              return led[{batch, head, document}] = f;
           }
           return nullptr;
         });
