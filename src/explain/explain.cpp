@@ -43,6 +43,10 @@ std::vector<RoundingFit> rounded_at_once(State& state, const std::vector<std::si
 
 }  // namespace
 
+std::shared_ptr<Results> shared_results(const Case& c, int threads) {
+  return std::make_shared<Results>(c, threads);
+}
+
 Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options) {
@@ -54,7 +58,9 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
     return {none, training_of(c, metrics, none, {}, false)};
   }
 
-  State state(c, gate, std::move(cells), failed, options.threads);
+  const std::shared_ptr<Results> results =
+      options.results ? options.results : shared_results(c, options.threads);
+  State state(c, gate, std::move(cells), failed, results);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
   std::vector<std::size_t> biased, unclear;
   for (std::size_t i = 0; i < failed.size(); ++i) {
@@ -88,16 +94,21 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   }
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
-  const std::vector<RoundingFit> by_rounding =
-      rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded;
-  for (const RoundingFit& fit : by_rounding) {
-    findings.push_back(finding_of(state, fit));
-    std::erase_if(unclear, [&](std::size_t i) {
-      return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
-    });
-  }
+  std::vector<RoundingFit> by_rounding;
+  const auto add = [&](const std::vector<RoundingFit>& fits) {
+    for (const RoundingFit& fit : fits) {
+      findings.push_back(finding_of(state, fit));
+      by_rounding.push_back(fit);
+      std::erase_if(unclear, [&](std::size_t i) {
+        return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
+      });
+    }
+  };
+  add(rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded);
+  add(explain_by_exponentials(state, unclear));
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
   const Consequences consequences = consequences_of(state, accepted, by_rounding, unclear);
+  results->keep_only({right_function(c, 0).key});  // of other functions the next path has its own
   Training training = training_of(c, metrics, findings, consequences, dsinks_missing);
   return {std::move(findings), std::move(training)};
 }
