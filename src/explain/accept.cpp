@@ -26,12 +26,10 @@ bool is_better(const Candidate& a, const Candidate& b) {
 Accepted& Engine::record(const Cause& cause, const std::string& note,
                          const std::vector<std::string>& equivalent, const Accepted::Part& part,
                          const std::set<Place>& places) {
-  auto found =
-      std::find_if(accepted_.begin(), accepted_.end(), [&](const Accepted& a) { return a.cause == &cause; });
-  if (found == accepted_.end()) {
-    accepted_.push_back({&cause, note, equivalent, {}, {}, std::nullopt});
-    found = accepted_.end() - 1;
-  }
+  const bool is_known =
+      std::any_of(accepted_.begin(), accepted_.end(), [&](const Accepted& a) { return a.cause == &cause; });
+  if (!is_known) accepted_.push_back({&cause, note, equivalent, {}, {}, std::nullopt});
+  Accepted* const found = &record_of(cause);
   constexpr std::ptrdiff_t kMostNotes = 4;
   const std::ptrdiff_t notes = std::count(found->note.begin(), found->note.end(), ';') + 1;
   if (!note.empty() && found->note.find(note) == std::string::npos && notes <= kMostNotes) {
@@ -48,6 +46,7 @@ Accepted& Engine::record(const Cause& cause, const std::string& note,
 }
 
 void Engine::accept(const Candidate& best, const std::vector<std::string>& equivalent) {
+  const NormsBefore norms = norms_before(best);
   std::set<TensorName> tensors;
   for (const Explained& e : best.explained) {
     CellState& cs = state_.cells()[e.cell];
@@ -55,7 +54,7 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
     // Of two mistakes each has the part that it takes away, in order.
     std::vector<double> left = {before};
     for (std::size_t i = 0; i + 1 < best.hypotheses().size(); ++i) {
-      const Candidate first({best.hypotheses()[i]}, {best.suffixes()[i]}, best.on_forward());
+      const Candidate first = best.only(i);
       left.push_back(state_
                          .fit_under(cs,
                                     [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
@@ -92,6 +91,7 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
     if (f) state_.set_base(tensor, batch, head, document, f);
   }
   for (const TensorName tensor : tensors) state_.refit(tensor);
+  credit(best, norms);
 }
 
 bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
@@ -162,8 +162,10 @@ bool Engine::accept_fact(std::size_t cell) {
   std::vector<std::string> equivalent;
   if (cause.id == "head_zeroed") equivalent = {"rows_missing"};
   record(cause, fact->note, equivalent, {cell, cs.base.z2, after.z2, after.z_rms, rows, after.fits}, places);
+  const double norm2 = gradient_norm2();
   cs.fact = std::move(fact->expected);
   state_.refit(cs.cell.tensor);
+  record_of(cause).norm2_change += gradient_norm2() - norm2;
   if (cs.fails) cs.fact.reset(), cs.given_up = true;
   return true;
 }

@@ -42,6 +42,12 @@ int Candidate::parameters() const {
   return sum;
 }
 
+Candidate Candidate::only(std::size_t hypothesis) const {
+  Candidate one({hypotheses_[hypothesis]}, {suffixes_[hypothesis]}, on_forward_);
+  one.rows_ = rows_;
+  return one;
+}
+
 FunctionPtr Candidate::function(const State& state, TensorName tensor, const Place& place) const {
   const auto [batch, head, document] = place;
   const FunctionPtr base = state.base(on_forward_ ? TensorName::kOut : tensor, batch, head, document);

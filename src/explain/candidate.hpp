@@ -36,6 +36,8 @@ class Candidate {
   }  // one per hypothesis: which variant it is
   bool on_forward() const { return on_forward_; }
   int parameters() const;
+  // One of its hypotheses by itself, in the same rows.
+  Candidate only(std::size_t hypothesis) const;
 
   // What the head computes of a tensor under the candidate; null where it changes nothing.
   FunctionPtr function(const State& state, TensorName tensor, const Place& place) const;

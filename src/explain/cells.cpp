@@ -35,7 +35,7 @@ double z_of(const Cell& cell, const Prediction& prediction, double unit, std::si
 
 // The rms and the largest z of one row.
 struct RowFit {
-  double z2 = 0, z_max = 0, err2 = 0;
+  double z2 = 0, z_max = 0, err2 = 0, norm2 = 0;
 };
 
 RowFit fit_row(const Cell& cell, const Prediction& prediction, double unit, std::int64_t row) {
@@ -45,6 +45,7 @@ RowFit fit_row(const Cell& cell, const Prediction& prediction, double unit, std:
     const double z = z_of(cell, prediction, unit, i);
     const double err = cell.got[i] - prediction.value[i];
     if (std::isfinite(err)) fit.err2 += err * err;
+    fit.norm2 += prediction.value[i] * prediction.value[i];
     fit.z2 += z * z;
     if (!(z <= fit.z_max)) fit.z_max = z;
   }
@@ -145,6 +146,7 @@ Fit fit(const Cell& cell, const Prediction& prediction, const CellLimits& limits
     const RowFit one = fit_row(cell, prediction, limits.unit_roundoff, row);
     within = within && is_within(one, cell, limits.limits);
     total.z2 += one.z2;
+    total.norm2 += one.norm2;
     if (err_rows.empty() || err_rows[static_cast<std::size_t>(row)]) total.err2 += one.err2;
     total.z_row = std::max(total.z_row, std::sqrt(one.z2 / static_cast<double>(cell.columns)));
     total.z_max = std::max(total.z_max, one.z_max);

@@ -35,6 +35,7 @@ struct Fit {
   double z2 = 0;        // sum of squared z; infinite where the classes of non-finite elements differ
   double err2 = 0;      // sum of squared errors of finite elements, over the rows that were asked for
   double z_rms = 0, z_row = 0, z_max = 0;
+  double norm2 = 0;  // of the prediction
 };
 
 struct CellLimits {

@@ -2,6 +2,7 @@
 // The search: from the worst cell, which mistakes make it right, what else does each make right, which says it shortest.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -26,6 +27,8 @@ struct Accepted {
   std::vector<Part> parts;
   std::set<Place> places;
   std::optional<Candidate> candidate;  // what was tried; of a fact none
+  double norm2_change =
+      0;  // what it makes of the squared norm of dq, dk and dv, on top of what was found before
 };
 
 class Engine {
@@ -48,6 +51,20 @@ class Engine {
   bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
   bool accept_fact(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);
+  Accepted& record_of(const Cause& cause);
+
+  // Squared norms of dq, dk and dv: as they are known, and with each of two hypotheses alone.
+  struct NormsBefore {
+    double known;
+    std::vector<double> alone;
+  };
+  // A function in place of what is known of a tensor; null where that holds.
+  using Changes = std::function<FunctionPtr(TensorName, const Place&)>;
+  double gradient_norm2() const;
+  double gradient_norm2_under(const Changes& changes, const std::vector<Explained>& where) const;
+  bool credit_forward(const std::vector<Explained>& where, double change);
+  NormsBefore norms_before(const Candidate& best);
+  void credit(const Candidate& best, const NormsBefore& before);
   Accepted& record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,
                    const Accepted::Part& part, const std::set<Place>& places);
 

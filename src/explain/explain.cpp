@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "src/explain/consequences.hpp"
 #include "src/explain/make_finding.hpp"
 
 namespace sinkscope {
@@ -52,7 +53,10 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   std::vector<bool> failed;
   std::vector<Cell> cells = cells_and_failures(c, gate, outputs, metrics, failed);
   const bool anything = std::find(failed.begin(), failed.end(), true) != failed.end();
-  if (!anything && !dsinks_missing) return {{nothing_wrong()}};
+  if (!anything && !dsinks_missing) {
+    const std::vector<Finding> none = {nothing_wrong()};
+    return {none, training_of(c, metrics, none, {}, false)};
+  }
 
   const std::shared_ptr<Results> results =
       options.results ? options.results : shared_results(c, options.threads);
@@ -90,20 +94,23 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   }
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
-  const auto add_rounding = [&](const RoundingFit& fit) {
-    findings.push_back(finding_of(state, fit));
-    std::erase_if(unclear, [&](std::size_t i) {
-      return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
-    });
+  std::vector<RoundingFit> by_rounding;
+  const auto add = [&](const std::vector<RoundingFit>& fits) {
+    for (const RoundingFit& fit : fits) {
+      findings.push_back(finding_of(state, fit));
+      by_rounding.push_back(fit);
+      std::erase_if(unclear, [&](std::size_t i) {
+        return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
+      });
+    }
   };
-  for (const RoundingFit& fit : rounded) add_rounding(fit);
-  if (rounded.empty()) {
-    for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
-  }
-  for (const RoundingFit& fit : explain_by_exponentials(state, unclear)) add_rounding(fit);
+  add(rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded);
+  add(explain_by_exponentials(state, unclear));
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
+  const Consequences consequences = consequences_of(state, accepted, by_rounding, unclear);
   results->keep_only({right_function(c, 0).key});  // of other functions the next path has its own
-  return {std::move(findings)};
+  Training training = training_of(c, metrics, findings, consequences, dsinks_missing);
+  return {std::move(findings), std::move(training)};
 }
 
 }  // namespace sinkscope

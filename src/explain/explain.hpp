@@ -10,6 +10,7 @@
 
 #include "src/diff/diff.hpp"
 #include "src/explain/finding.hpp"
+#include "src/explain/training.hpp"
 #include "src/gate/gate.hpp"
 #include "src/inputs/case.hpp"
 
@@ -29,6 +30,7 @@ struct ExplainOptions {
 // What explain says of a path.
 struct Explanation {
   std::vector<Finding> findings;  // one per cause, the largest effect first; {none} for a path that passes
+  Training training;              // not given where the path gave no gradient
 };
 
 // `metrics` are those of `outputs`; only heads that fail the gate are explained. `dsinks_missing`: the path was asked

@@ -14,19 +14,6 @@ std::int64_t document_count(const Case& c) {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(c.problem.shape.docs.size()));
 }
 
-// "0, 2 to 5".
-std::string numbers_text(const std::vector<std::int64_t>& numbers) {
-  std::string text;
-  for (std::size_t i = 0; i < numbers.size();) {
-    std::size_t last = i;
-    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
-    text += text.empty() ? "" : ", ";
-    text += last > i ? fmt::format("{} to {}", numbers[i], numbers[last]) : fmt::format("{}", numbers[i]);
-    i = last + 1;
-  }
-  return text;
-}
-
 // Would the mistake, made there too, leave everything as right as it is?
 bool is_neutral(State& state, const Accepted& accepted, const Place& place) {
   if (!accepted.candidate) return false;
@@ -216,6 +203,18 @@ Finding nothing_wrong() {
   finding.sentence = "nothing is wrong";
   finding.all_heads = true;
   return finding;
+}
+
+std::string numbers_text(const std::vector<std::int64_t>& numbers) {
+  std::string text;
+  for (std::size_t i = 0; i < numbers.size();) {
+    std::size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    text += text.empty() ? "" : ", ";
+    text += last > i ? fmt::format("{} to {}", numbers[i], numbers[last]) : fmt::format("{}", numbers[i]);
+    i = last + 1;
+  }
+  return text;
 }
 
 std::string scope_text(const Finding& finding) {

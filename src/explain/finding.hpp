@@ -32,6 +32,9 @@ struct Finding {
   std::string evidence;  // where this mistake was met
 };
 
+// "0, 2 to 5", of sorted numbers.
+std::string numbers_text(const std::vector<std::int64_t>& numbers);
+
 // "out, lse and dq of heads 0 to 3".
 std::string scope_text(const Finding& finding);
 

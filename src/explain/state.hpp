@@ -56,7 +56,7 @@ class State {
   // The path's own numbers; empty where it gives none.
   std::vector<double> got(TensorName tensor, std::int64_t batch, std::int64_t head) const;
 
-  // Forgets results of functions that nothing is known to compute.
+  // Forgets results of functions that nothing is known to compute, but for the right one.
   void forget_results();
 
  private:

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/report/findings.hpp"
 
-#include <cmath>
-
 #include "fmt/format.h"
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
+#include "src/record/sidecar.hpp"
+#include "src/report/training.hpp"
+
 namespace sinkscope {
 namespace {
-
-// JSON has no infinity.
-nlohmann::json number(double x) {
-  if (std::isfinite(x)) return x;
-  return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
-}
 
 std::string paragraph(const Finding& finding) {
   if (finding.cause == kNoCause) return "    none: nothing fails\n";
@@ -36,7 +31,7 @@ std::string paragraph(const Finding& finding) {
 
 }  // namespace
 
-std::string render_findings(const CaseResult& result) {
+std::string render_findings(const CaseResult& result, bool verbose) {
   std::string block = fmt::format("{}  {}\n", result.name, result.problem_line);
   for (const PathResult& path : result.paths) {
     block += fmt::format("  {}", path.path);
@@ -48,6 +43,7 @@ std::string render_findings(const CaseResult& result) {
     }
     block += "\n";
     for (const Finding& finding : path.explanation.findings) block += paragraph(finding);
+    block += render_training(path.explanation.training, verbose);
   }
   return block;
 }
@@ -73,8 +69,8 @@ nlohmann::json findings_json(const std::vector<CaseResult>& results) {
                         {"rows", rows},
                         {"cause", finding.cause},
                         {"equivalent", finding.equivalent},
-                        {"residual_z", number(finding.residual_z)},
-                        {"share", number(finding.share)},
+                        {"residual_z", json_of(finding.residual_z)},
+                        {"share", json_of(finding.share)},
                         {"sentence", finding.sentence},
                         {"parameters", finding.note},
                         {"fix", finding.fix}});

@@ -10,8 +10,9 @@
 
 namespace sinkscope {
 
-// One block per case: one paragraph per finding of each path that ran.
-std::string render_findings(const CaseResult& result);
+// One block per case: one paragraph per finding of each path that ran, and what they mean for training; with `verbose`
+// every head of that.
+std::string render_findings(const CaseResult& result, bool verbose);
 
 // The list `findings`, one object per cause of a path. Schema in src/report/README.md.
 nlohmann::json findings_json(const std::vector<CaseResult>& results);

@@ -90,6 +90,31 @@ TEST_F(Records, FindingsAreStored) {
   EXPECT_GT(h5::read_reals(group, "share").at(0), 0.9);
 }
 
+TEST_F(Records, WhatItMeansForTrainingIsStored) {
+  CompareOptions options;
+  options.paths = {"fault:gqa_mean:sink_kernel", "sink_kernel"};
+  options.explain = true;
+  const CaseResult explained = compare_case(generate_case(parse_problem(kLine), "p0001"), gate_, options);
+  RecordWriter writer(path("a.h5"), info(), gate_, false);
+  writer.add(explained);
+  writer.finish();
+
+  const h5::Handle file = h5::open_file(path("a.h5"));
+  const h5::Handle group = h5::open_group(file, "problems/p0001/explain/training");
+  const Training& faulty = explained.paths.at(0).explanation.training;
+  const h5::Handle paths = h5::open_group(group, "paths"), heads = h5::open_group(group, "heads");
+  const h5::Handle causes = h5::open_group(group, "causes"), shares = h5::open_group(group, "shares");
+  EXPECT_EQ(h5::read_texts(paths, "path"), options.paths);
+  EXPECT_EQ(h5::read_integers(paths, "changed"), (std::vector<std::int64_t>{1, 0}));
+  EXPECT_EQ(h5::read_reals(paths, "layer_norm2").at(0), faulty.layer.got);
+  EXPECT_EQ(h5::read_texts(paths, "sentence").at(0), faulty.sentence);
+  EXPECT_EQ(h5::read_texts(causes, "cause"), (std::vector<std::string>{"gqa_mean", "rounding"}));
+  EXPECT_EQ(h5::read_reals(shares, "share").size(), faulty.shares.size());
+  ASSERT_EQ(h5::read_reals(heads, "gain").size(), 2 * faulty.heads.size());
+  EXPECT_EQ(h5::read_reals(heads, "predicted_gain").at(0), faulty.heads[0].predicted_gain);
+  EXPECT_EQ(h5::read_texts(heads, "tensor").at(0), "out");
+}
+
 TEST_F(Records, EverythingComesBack) {
   CaseResult written = result_of(gate_, kLine);
   written.metadata = {{"layer", "3"}, {"source", "a model"}, {"window", "30"}};

@@ -69,11 +69,23 @@ TEST_F(Command, ExplainsWhatFails) {
   EXPECT_GT(findings[0].at("share").get<double>(), 0.9);
   EXPECT_LT(findings[0].at("residual_z").get<double>(), 2.2);
   EXPECT_EQ(findings[1].at("cause"), "none");
+  const nlohmann::json training = nlohmann::json::parse(content_of(json)).at("training");
+  ASSERT_EQ(training.size(), 2U);
+  EXPECT_EQ(training[0].at("changed"), true);
+  EXPECT_EQ(training[0].at("share_of_causes")[0].at("cause"), "sink_twice");
+  EXPECT_GT(training[0].at("share_of_causes")[0].at("share").get<double>(), 0.9);
+  EXPECT_EQ(training[1].at("changed"), false);
+  EXPECT_NE(ran.out.find("for training: gradients are those of exact attention"), std::string::npos)
+      << ran.out;
+  EXPECT_EQ(ran.out.find("|g_ref|^2  |error|^2"), std::string::npos) << "only with --verbose";
   EXPECT_EQ(sinkscope("gate " + record).code, 1) << "the record can be judged again";
 
   EXPECT_EQ(sinkscope("explain 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel").code, 3);
   const Ran compared = sinkscope("compare " + std::string(kSmall) + paths + "--explain");
   EXPECT_NE(compared.out.find("sink_twice: the sink is counted twice"), std::string::npos) << compared.out;
+  EXPECT_NE(compared.out.find("for training: the sink is counted twice"), std::string::npos) << compared.out;
+  const Ran verbose = sinkscope("explain --verbose " + std::string(kSmall) + paths);
+  EXPECT_NE(verbose.out.find("|g_ref|^2"), std::string::npos) << verbose.out;
   const Ran blind = sinkscope("explain --blind " + std::string(kSmall));
   EXPECT_EQ(blind.code, 0) << blind.err;
   EXPECT_NE(blind.out.find("documents_leak"), std::string::npos) << blind.out;

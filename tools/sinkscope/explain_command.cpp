@@ -12,6 +12,7 @@
 #include "src/core/file.hpp"
 #include "src/explain/explain.hpp"
 #include "src/report/findings.hpp"
+#include "src/report/training.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/compare_inputs.hpp"
 #include "tools/sinkscope/data_files.hpp"
@@ -25,7 +26,7 @@ struct ExplainArguments {
   std::string output, json;
   std::string gate = "default", truth = "eigen";
   CompareOptions options;
-  bool blind = false, overwrite = false, quiet = false;
+  bool blind = false, overwrite = false, quiet = false, verbose = false;
 };
 
 void print_blind_spots(const std::string& name, const std::vector<BlindSpot>& spots) {
@@ -91,7 +92,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
           progress.update(name, stage, share);
         });
     progress.clear();
-    fmt::print("{}", render_findings(result));
+    fmt::print("{}", render_findings(result, arguments.verbose));
     std::fflush(stdout);
     if (record) record->add(result, nullptr);
     results.push_back(std::move(result));
@@ -100,6 +101,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
   if (!arguments.json.empty()) {
     nlohmann::json document = {{"format", "sinkscope-findings"}, {"version", 1}};
     document["findings"] = findings_json(results);
+    document["training"] = training_json(results);
     if (arguments.blind) document["blind"] = blind;
     write_file(arguments.json, document.dump(2) + "\n", arguments.overwrite);
   }
@@ -135,6 +137,7 @@ void add_explain_command(CLI::App& app, Context& context) {
       ->check(CLI::Range(0, 4096));
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
   command->add_flag("-q,--quiet", arguments->quiet, "No progress");
+  command->add_flag("-v,--verbose", arguments->verbose, "Every head's gains and squared gradient norms");
   command->footer(
       "Examples:\n  sinkscope explain datasets/captures/calm_layer1.safetensors --json findings.json\n"
       "  sinkscope explain 'b1 hq8 hkv2 sq300 sk300 d64 bf16 causal w128 seed=7' --paths "
