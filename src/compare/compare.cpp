@@ -92,7 +92,7 @@ class PathComparison {
         const bool no_dsinks = first.backend != "recorded" && is_asked(case_, TensorName::kDsinks) &&
                                !first.outputs.dsinks.given();
         result.explanation =
-            explain(case_, gate_, first.outputs, result.metrics, no_dsinks, {options_.threads});
+            explain(case_, truth_, gate_, first.outputs, result.metrics, no_dsinks, {options_.threads});
       }
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
     } catch (const InputError&) {

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/explain/stage_measure.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace sinkscope {
+namespace {
+
+using Vector = std::vector<double>;
+
+// One stage switched on after others.
+struct Step {
+  std::string stage;
+  Roundings roundings;
+};
+
+// From no rounding to all that were found, in the order of the algorithm. What does not reach the tensor is left out.
+std::vector<Step> steps_of(const Roundings& found, TensorName tensor) {
+  std::vector<Step> steps;
+  Roundings r;
+  const auto take = [&](const char* stage, const auto& change) {
+    const Roundings before = r;
+    change();
+    if (!(r == before)) steps.push_back({stage, r});
+  };
+  const bool of_out = tensor == TensorName::kOut;
+  take(found.products == Narrow::kBf16   ? "bf16"
+       : found.products == Narrow::kFp16 ? "fp16"
+                                         : "tf32",
+       [&] {
+         r.products = found.products;
+         if (r.products == Narrow::kNone) return;
+         r.pivot = found.pivot;
+         r.exact_sum = found.exact_sum;
+       });
+  take("inputs", [&] { r.scaled_q = found.scaled_q; });
+  take("s", [&] { r.s = found.s; });
+  take("softmax", [&] { r.softmax = found.softmax; });
+  take("lse", [&] { r.own_lse = !of_out && found.own_lse; });
+  take("p", [&] {
+    r.p = tensor == TensorName::kDv && found.p;
+    if (!of_out && found.delta != DeltaFrom::kUnroundedOut) return;
+    if (!of_out) r.delta = found.delta;
+    r.pivot = found.pivot;
+    r.exact_sum = found.exact_sum;
+  });
+  if (!of_out && tensor != TensorName::kDv) {
+    take("delta", [&] { r.delta = found.delta; });
+    take("delta_rounded", [&] { r.narrow_delta = found.narrow_delta; });
+    take("dp", [&] { r.dp = found.dp; });
+  }
+  if (tensor == TensorName::kDq || tensor == TensorName::kDk) take("ds", [&] { r.ds = found.ds; });
+  take("accumulate", [&] { r.accumulate = found.accumulate; });
+  take("group", [&] { r.heads = is_of_keys(tensor) && found.heads; });
+  return steps;
+}
+
+double product(const Vector& a, const Vector& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// a - b, and 0 where that is no number.
+Vector difference(const Vector& a, const Vector& b) {
+  Vector result(a.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double x = a[i] - b[i];
+    result[i] = std::isfinite(x) ? x : 0;
+  }
+  return result;
+}
+
+// The part of a product that the rows make which are marked, or are not.
+double product_in(const Vector& a, const Vector& b, std::size_t columns, const std::vector<bool>& rows, bool marked) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += rows[i / columns] == marked ? a[i] * b[i] : 0;
+  return sum;
+}
+
+// Builds a head's answer up, one change of the model after another.
+class Measurement {
+ public:
+  Measurement(const StageInputs& inputs, const SampledTensor& sample, const SampledTensor::Head& head)
+      : inputs_(inputs),
+        sample_(sample),
+        head_(head),
+        error_(difference(head.got, head.ref)),
+        ref2_(product(head.ref, head.ref)),
+        model_(head.ref) {
+    result_.tensor = sample.tensor;
+    result_.batch = head.batch;
+    result_.head = head.head;
+    result_.bias = along_truth(error_);
+    if (head.err2 == 0) result_.remainder = result_.left = 0;
+  }
+
+  void add(const std::string& stage, const Vector& after) {
+    const Vector change = difference(after, model_);
+    result_.stages.push_back({stage, product(error_, change) / head_.err2, along_truth(change)});
+    model_ = after;
+  }
+
+  // The last rounding. Which way it went is known where the model foresees nearly all of it.
+  void add_output() {
+    constexpr double kNearlyAll = 0.1;
+    Vector rounded = model_;
+    for (double& x : rounded) x = narrowed(x, sample_.stored);
+    if (squared_error(head_, rounded) <= kNearlyAll * head_.rounding2) {
+      add("output", rounded);
+    } else if (head_.got.size() > 1) {
+      const double made = std::min(head_.rounding2, squared_error(head_, model_));
+      result_.stages.push_back({"output", made / head_.err2, 0, true});
+    }
+  }
+
+  // P in the numerator is not the P of the sum: what that changes of out, against `agreeing`, where they agree.
+  void add_row_sum(const Vector& disagreeing, const Vector& agreeing) {
+    add_source("row_sum", along_truth(difference(disagreeing, agreeing)));
+  }
+
+  // Rows whose maximum is tied, where they are biased as the model says, and others are not.
+  void add_ties() {
+    const std::vector<bool> tied = tied_rows();
+    const auto columns = static_cast<std::size_t>(sample_.columns);
+    const Vector change = difference(model_, head_.ref);
+    const auto rate = [&](bool marked) {
+      const double size = product_in(head_.ref, head_.ref, columns, tied, marked);
+      return size > 0 ? product_in(error_, head_.ref, columns, tied, marked) / size : 0;
+    };
+    if (std::fabs(rate(false)) > std::fabs(rate(true)) / 2) return;
+    add_source("ties", product_in(change, head_.ref, columns, tied, true) / ref2_);
+  }
+
+  HeadStages finish() {
+    for (const StageShare& stage : result_.stages) result_.remainder -= stage.share;
+    if (head_.err2 > 0) result_.left = squared_error(head_, model_) / head_.err2;
+    return std::move(result_);
+  }
+
+ private:
+  double along_truth(const Vector& x) const { return ref2_ > 0 ? product(x, head_.ref) / ref2_ : 0; }
+
+  // Named where it accounts for the bias.
+  void add_source(const char* source, double bias) {
+    const double ratio = bias / result_.bias;
+    if (ratio >= 0.5 && ratio <= 1.5) result_.bias_sources.push_back({source, bias});
+  }
+
+  std::vector<bool> tied_rows() const {
+    const HeadData data = head_data(inputs_.c, inputs_.truth, inputs_.outputs, head_.batch, head_.head);
+    std::vector<std::int64_t> keys(static_cast<std::size_t>(data.sk));
+    std::iota(keys.begin(), keys.end(), 0);
+    RoundedBlock block(data, sample_.at, keys);
+    std::vector<bool> tied;
+    for (std::size_t i = 0; i < sample_.at.size(); ++i) tied.push_back(block.is_tied(i));
+    return tied;
+  }
+
+  const StageInputs& inputs_;
+  const SampledTensor& sample_;
+  const SampledTensor::Head& head_;
+  Vector error_;
+  double ref2_;
+  Vector model_;  // with the stages so far
+  HeadStages result_;
+};
+
+bool is_of_rows(TensorName tensor) {
+  return tensor == TensorName::kOut || tensor == TensorName::kDq;
+}
+
+}  // namespace
+
+HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample, const SampledTensor::Head& head,
+                          const Roundings& roundings, bool explain_bias) {
+  Measurement measurement(inputs, sample, head);
+  if (head.err2 == 0) return measurement.finish();
+  const std::vector<Step> steps = steps_of(roundings, sample.tensor);
+  std::vector<Roundings> wanted;
+  for (const Step& step : steps) wanted.push_back(step.roundings);
+  const bool sums_differ = explain_bias && sample.tensor == TensorName::kOut && roundings.exact_sum;
+  if (sums_differ) {
+    wanted.push_back(roundings);
+    wanted.push_back(roundings);
+    wanted.back().exact_sum = false;
+  }
+  const std::vector<Vector> models = modelled(inputs, sample, head, wanted);
+  for (std::size_t i = 0; i < steps.size(); ++i) measurement.add(steps[i].stage, models[i]);
+  measurement.add_output();
+  if (sums_differ) measurement.add_row_sum(models[steps.size()], models[steps.size() + 1]);
+  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties();
+  return measurement.finish();
+}
+
+HeadStages measure_model(const StageInputs& inputs, const SampledTensor& sample, const SampledTensor::Head& head,
+                         const RoundingModel& model, bool explain_bias) {
+  Measurement measurement(inputs, sample, head);
+  if (head.err2 == 0) return measurement.finish();
+  measurement.add(model.cause.substr(model.cause.find(':') + 1), emulated(inputs, sample, head, model));
+  // It has rounded all but what heads share.
+  if (!is_of_rows(sample.tensor)) measurement.add_output();
+  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties();
+  return measurement.finish();
+}
+
+}  // namespace sinkscope
