@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "src/explain/make_finding.hpp"
+#include "src/explain/path_stages.hpp"
 
 namespace sinkscope {
 namespace {
@@ -42,13 +43,20 @@ std::vector<RoundingFit> rounded_at_once(State& state, const std::vector<std::si
 
 }  // namespace
 
-Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
+Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options) {
   std::vector<bool> failed;
   std::vector<Cell> cells = cells_and_failures(c, gate, outputs, metrics, failed);
   const bool anything = std::find(failed.begin(), failed.end(), true) != failed.end();
-  if (!anything && !dsinks_missing) return {{nothing_wrong()}};
+  StagesOf path{c, truth, gate, outputs, metrics};
+  path.threads = options.threads;
+  if (!anything && !dsinks_missing) {
+    Explanation healthy{{nothing_wrong()}, stages_of_passing(path)};
+    for (Finding& finding : findings_of_stages(c.problem.shape, healthy.stages))
+      healthy.findings.push_back(std::move(finding));
+    return healthy;
+  }
 
   State state(c, gate, std::move(cells), failed, options.threads);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
@@ -85,6 +93,7 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
   const auto add_rounding = [&](const RoundingFit& fit) {
+    if (!path.model) path.model = fit.model;
     findings.push_back(finding_of(state, fit));
     std::erase_if(unclear, [&](std::size_t i) {
       return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
@@ -94,8 +103,15 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   if (rounded.empty()) {
     for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
   }
-  if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
-  return {std::move(findings)};
+  FailingPath failing{state, {}, unclear, !accepted.empty()};
+  for (const Accepted& one : accepted) {
+    for (const auto& [batch, head, document] : one.places) failing.mistaken.emplace(batch, head);
+  }
+  std::vector<HeadStages> by_stages;
+  std::vector<HeadStages> stages = stages_of_failing(path, failing, by_stages);
+  for (Finding& finding : findings_of_stages(c.problem.shape, by_stages)) findings.push_back(std::move(finding));
+  if (!failing.unclear.empty()) findings.push_back(unexplained(state, failing.unclear, !findings.empty()));
+  return {std::move(findings), std::move(stages)};
 }
 
 }  // namespace sinkscope

@@ -225,9 +225,9 @@ Vector RoundedBlock::out(const Roundings& r) {
     const Row row = forward_row(r, i);
     if (row.p.empty()) continue;
     double factor = weigh(r, row, weights);
-    if (r.accumulate > 0 && r.pivot != Pivot::kNone && std::isfinite(row.lse)) {
-      // The sum is kept in units of the row's largest P.
-      const double unit = r.pivot == Pivot::kLse ? 1 : std::exp(row.lse - row.most);
+    if (r.accumulate > 0 && r.pivot != Pivot::kLse && !r.softmax && std::isfinite(row.lse)) {
+      // Where P is not normalised before, the sum is kept in units of the row's largest P.
+      const double unit = std::exp(row.lse - row.most);
       for (double& w : weights) w *= unit;
       factor /= unit;
     }
@@ -242,6 +242,12 @@ Vector RoundedBlock::out(const Roundings& r) {
     }
     for (std::size_t x = 0; x < d; ++x) to[x] *= factor;
   }
+  return result;
+}
+
+Vector RoundedBlock::lse(const Roundings& r) {
+  Vector result;
+  for (std::size_t i = 0; i < rows_.size(); ++i) result.push_back(forward_row(r, i).lse);
   return result;
 }
 

@@ -65,6 +65,7 @@ class RoundedBlock {
   RoundedBlock(const HeadData& head, std::vector<std::int64_t> rows, std::vector<std::int64_t> keys);
 
   std::vector<double> out(const Roundings& r);  // [rows, d]
+  std::vector<double> lse(const Roundings& r);  // [rows], the forward's
   std::vector<double> dq(const Roundings& r);
   // The head's part, [keys, d].
   std::vector<double> dk(const Roundings& r, const RowScalars& scalars);

@@ -25,7 +25,7 @@ std::vector<Step> steps_of(const Roundings& found, TensorName tensor) {
     change();
     if (!(r == before)) steps.push_back({stage, r});
   };
-  const bool of_out = tensor == TensorName::kOut;
+  const bool of_out = tensor == TensorName::kOut || tensor == TensorName::kLse;
   take(found.products == Narrow::kBf16   ? "bf16"
        : found.products == Narrow::kFp16 ? "fp16"
                                          : "tf32",

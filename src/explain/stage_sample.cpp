@@ -17,7 +17,7 @@ std::vector<std::int64_t> all_of(std::int64_t count) {
 }
 
 bool is_of_rows(TensorName tensor) {
-  return tensor == TensorName::kOut || tensor == TensorName::kDq;
+  return tensor == TensorName::kOut || tensor == TensorName::kLse || tensor == TensorName::kDq;
 }
 
 Vector sum_of(const std::vector<Vector>& parts) {
@@ -92,8 +92,9 @@ SampledTensor sampled(const StageInputs& inputs, TensorName tensor, const std::v
   const Tensor& got = inputs.outputs[tensor];
   const std::vector<double>& ref = values_of(inputs.truth.value, tensor);
   const bool of_keys = is_of_keys(tensor), is_dsinks = tensor == TensorName::kDsinks;
+  const std::int64_t columns = is_dsinks || tensor == TensorName::kLse ? 1 : s.d;
   const std::int64_t rows = is_dsinks ? 1 : of_keys ? s.sk : s.sq;
-  SampledTensor sample{tensor, narrow_of(got.dtype()), is_dsinks ? 1 : s.d, {}, {}};
+  SampledTensor sample{tensor, narrow_of(got.dtype()), columns, {}, {}};
   const std::int64_t count = std::min(rows, most);
   // From the middle of each of `count` equal ranges.
   for (std::int64_t i = 0; i < count; ++i) sample.at.push_back((2 * i + 1) * rows / (2 * count));
@@ -132,8 +133,11 @@ std::vector<Vector> modelled(const StageInputs& inputs, const SampledTensor& sam
   if (is_of_rows(sample.tensor)) {
     const HeadData data = head_data(inputs.c, inputs.truth, inputs.outputs, head.batch, head.head);
     RoundedBlock block(data, sample.at, all_of(s.sk));
-    for (const Roundings& r : roundings)
-      values.push_back(sample.tensor == TensorName::kOut ? block.out(r) : block.dq(r));
+    for (const Roundings& r : roundings) {
+      values.push_back(sample.tensor == TensorName::kOut   ? block.out(r)
+                       : sample.tensor == TensorName::kLse ? block.lse(r)
+                                                           : block.dq(r));
+    }
     return values;
   }
   if (sample.tensor == TensorName::kDsinks) {

@@ -53,12 +53,14 @@ void add_variants(std::vector<Roundings>& list, const Change& change) {
   }
 }
 
-void add_pivots(const StageInputs& inputs, std::vector<Roundings>& list) {
+// `few`: those of row maximum and LSE alone, where it matters little which tiles there are.
+void add_pivots(const StageInputs& inputs, bool few, std::vector<Roundings>& list) {
   const std::vector<Roundings> plain = list;
   for (const bool exact_sum : {false, true}) {
     for (const Pivot pivot : {Pivot::kRow, Pivot::kUp128, Pivot::kUp64, Pivot::kBlock, Pivot::kDown128,
                               Pivot::kDown64, Pivot::kLse}) {
       if (pivot == Pivot::kBlock && inputs.c.problem.shape.window == 0) continue;
+      if (few && pivot != Pivot::kRow && pivot != Pivot::kLse) continue;
       for (Roundings r : plain) {
         r.pivot = pivot;
         r.exact_sum = exact_sum;
@@ -70,14 +72,14 @@ void add_pivots(const StageInputs& inputs, std::vector<Roundings>& list) {
 
 // The stages that flash kernels have, on and off.
 std::vector<Roundings> common_variants(const StageInputs& inputs, const SampledTensor& sample, Roundings base,
-                                       bool delta_is_known) {
+                                       bool delta_is_known, bool few = false) {
   const bool of_keys = is_of_keys(sample.tensor), is_narrow = in_16_bits(inputs);
   base.own_lse = base.ds = base.p = base.heads = false;
   if (sample.tensor == TensorName::kOut) base.pivot = Pivot::kNone;
   if (!delta_is_known) base.delta = DeltaFrom::kExact;
   std::vector<Roundings> list = {base};
   if (sample.tensor == TensorName::kOut) {
-    if (is_narrow || base.products != Narrow::kNone) add_pivots(inputs, list);
+    if (is_narrow || base.products != Narrow::kNone) add_pivots(inputs, few, list);
     return list;
   }
   if (sample.tensor != TensorName::kDv && !delta_is_known) {
@@ -172,12 +174,13 @@ FoundRoundings find_roundings(const StageInputs& inputs, const SampledTensor& sa
   for (int i = 0; exhaustive && i < kMostUncommon && found.leaves_much(); ++i) {
     std::vector<Roundings> tried;
     for (const Roundings& more : uncommon_variants(inputs, sample, found.roundings)) {
-      const std::vector<Roundings> variants = common_variants(inputs, sample, more, delta_is_known);
+      const std::vector<Roundings> variants = common_variants(inputs, sample, more, delta_is_known, true);
       tried.insert(tried.end(), variants.begin(), variants.end());
     }
     const double before = found.left;
     improve(inputs, sample, std::move(tried), kLeastUncommonShare, found);
     if (found.left == before) break;
+    improve(inputs, sample, common_variants(inputs, sample, found.roundings, delta_is_known), kLeastShare, found);
   }
   return found;
 }

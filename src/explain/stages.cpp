@@ -46,6 +46,15 @@ class Stages {
     return heads;
   }
 
+  // Enough of them for what takes long to try.
+  std::vector<HeadIndex> some_of(const std::vector<HeadIndex>& heads) const {
+    constexpr std::size_t kQueryHeads = 4;
+    std::vector<HeadIndex> some;
+    const std::size_t count = std::min(heads.size(), kQueryHeads);
+    for (std::size_t i = 0; i < count; ++i) some.push_back(heads[(2 * i + 1) * heads.size() / (2 * count)]);
+    return some;
+  }
+
   // So many that all heads together stay cheap.
   SampledTensor sample_of(TensorName tensor, const std::vector<HeadIndex>& heads, std::int64_t least,
                           std::int64_t most) const {
@@ -61,6 +70,27 @@ class Stages {
     for (const TensorName tensor : kTensorNames) {
       const std::vector<HeadIndex> heads = heads_of(tensor);
       if (!heads.empty() && tensor != TensorName::kLse) found_[tensor] = search(tensor, heads, exhaustive);
+    }
+    tell_softmax_from_p();
+    // In fp32 the LSE's own error is that of sums, which no stage foresees; only what changes the logits is seen in it.
+    Roundings of_lse;
+    of_lse.products = found_of(TensorName::kOut).products;
+    of_lse.scaled_q = found_of(TensorName::kOut).scaled_q;
+    of_lse.s = found_of(TensorName::kOut).s;
+    if (!(of_lse == Roundings{})) found_[TensorName::kLse] = {of_lse, 0, 0};
+  }
+
+  // In out and in dv a rounded softmax is the same as a normalised P that is rounded when it is multiplied; dS tells.
+  void tell_softmax_from_p() {
+    if (!found_of(TensorName::kDq).softmax && !found_of(TensorName::kDk).softmax) return;
+    for (auto& [tensor, found] : found_) {
+      Roundings& r = found.roundings;
+      const bool is_same = tensor == TensorName::kOut ? r.pivot == Pivot::kLse && r.exact_sum
+                                                      : tensor == TensorName::kDv && r.p;
+      if (!is_same) continue;
+      r.softmax = true;
+      r.p = r.exact_sum = false;
+      if (tensor == TensorName::kOut) r.pivot = Pivot::kNone;
     }
   }
 
@@ -86,21 +116,19 @@ class Stages {
       const Roundings base = with_known(found_of(before));
       if (std::find(bases.begin(), bases.end(), base) == bases.end()) bases.push_back(base);
     }
-    return find_roundings(inputs_, sample_of(tensor, heads, 8, kMostSearched), bases, exhaustive);
+    if (!exhaustive) return find_roundings(inputs_, sample_of(tensor, heads, 8, kMostSearched), bases, false);
+    return find_roundings(inputs_, sample_of(tensor, some_of(heads), 8, kMostSearched / 2), bases, true);
   }
 
   // A whole algorithm that rounds what it writes out, as transformers' eager does, where it leaves far less.
   std::optional<RoundingModel> find_model() const {
-    constexpr std::int64_t kHeads = 2;
     double least = 0.5;
     std::optional<RoundingModel> best;
     for (const RoundingModel& model : rounding_models(path_.c)) {
       double left = 0, left_by_stages = 0;
       for (const auto& [tensor, found] : found_) {
         if (!found.leaves_much()) continue;
-        std::vector<HeadIndex> heads = heads_of(tensor);
-        heads.resize(std::min<std::size_t>(heads.size(), kHeads));
-        const SampledTensor sample = sample_of(tensor, heads, 8, kMostSearched);
+        const SampledTensor sample = sample_of(tensor, some_of(heads_of(tensor)), 8, kMostSearched);
         for (const SampledTensor::Head& head : sample.heads) {
           if (head.err2 == 0) continue;
           left += squared_error(head, emulated(inputs_, sample, head, model)) / head.err2;
@@ -118,7 +146,8 @@ class Stages {
     std::vector<HeadStages> stages;
     for (const TensorMetrics& metrics : path_.metrics) {
       const std::vector<HeadIndex> heads = heads_of(metrics.tensor);
-      if (heads.empty() || metrics.tensor == TensorName::kLse) continue;
+      if (heads.empty() || (!model && !found_.contains(metrics.tensor))) continue;
+      if (model && metrics.tensor == TensorName::kLse) continue;
       const SampledTensor sample = sample_of(metrics.tensor, heads, 16, kMostRows);
       std::vector<HeadStages> of_heads(heads.size());
       parallel_for(std::ssize(heads), path_.threads, [&](std::int64_t i) {
@@ -141,13 +170,6 @@ class Stages {
   StageInputs inputs_;
   std::map<TensorName, FoundRoundings> found_;
 };
-
-const StageInfo& info_of(std::string_view stage) {
-  for (const StageInfo& info : all_stages()) {
-    if (info.id == stage) return info;
-  }
-  throw std::logic_error(fmt::format("no stage is called {}", stage));
-}
 
 double share_of(const HeadStages& head, std::string_view stage) {
   double share = 0;
@@ -206,8 +228,8 @@ std::vector<Finding> findings_of_stages(const AttentionShape& s, const std::vect
   std::vector<Finding> list;
   for (auto& [stage, finding] : findings) {
     finding.cause = "rounding:" + stage;
-    finding.sentence = info_of(stage).sentence;
-    finding.fix = info_of(stage).fix;
+    finding.sentence = stage_info(stage).sentence;
+    finding.fix = stage_info(stage).fix;
     finding.of_keys = std::all_of(finding.tensors.begin(), finding.tensors.end(), is_of_keys);
     std::set<std::int64_t> batches, heads;
     for (const HeadStages& head : stages) {
@@ -236,27 +258,34 @@ std::vector<Finding> findings_of_stages(const AttentionShape& s, const std::vect
 const std::vector<StageInfo>& all_stages() {
   static constexpr std::string_view kNone = "no mistake", kScores = "no mistake: a path that keeps its scores in fp32 is more exact";
   static const std::vector<StageInfo> kStages = {
-      {"tf32", "products take fp32 operands in tf32", "turn tf32 off where fp32 is meant"},
-      {"bf16", "products take fp32 operands in bf16", "turn autocast off where fp32 is meant"},
-      {"fp16", "products take fp32 operands in fp16", "turn autocast off where fp32 is meant"},
-      {"inputs", "q is scaled and rounded before it multiplies K", "no mistake: scaling the fp32 logits is more exact"},
-      {"s", "the logits are rounded", kScores},
-      {"softmax", "the probabilities are rounded wherever they are used", kScores},
-      {"lse", "the backward's P is made from the path's own LSE", kNone},
-      {"p", "P is rounded before it multiplies V or dO", kNone},
-      {"delta", "Delta is taken from the rounded out", "no mistake: a backward that is given out's rounding residual is more exact"},
-      {"delta_rounded", "Delta is rounded itself", "no mistake: a Delta in fp32 is more exact"},
-      {"dp", "dP is rounded", kScores},
-      {"ds", "dS is rounded before it multiplies K and Q", kNone},
-      {"accumulate", "sums of products are kept in 16 bits", "keep sums of products in fp32"},
-      {"group", "each query head's dK and dV are rounded before their group is summed", "no mistake: sums over a group in fp32 are more exact"},
-      {"output", "the result is rounded to its format", kNone},
-      {"softmax_bf16", "logits, softmax and dP are written out in bf16", kScores},
-      {"softmax_fp16", "logits, softmax and dP are written out in fp16", kScores},
-      {"logits_bf16", "logits and dP are written out in bf16, before an fp32 softmax", kScores},
-      {"logits_fp16", "logits and dP are written out in fp16, before an fp32 softmax", kScores},
+      {"tf32", "products in tf32", "products take fp32 operands in tf32", "turn tf32 off where fp32 is meant"},
+      {"bf16", "products in bf16", "products take fp32 operands in bf16", "turn autocast off where fp32 is meant"},
+      {"fp16", "products in fp16", "products take fp32 operands in fp16", "turn autocast off where fp32 is meant"},
+      {"inputs", "scaled q", "q is scaled and rounded before it multiplies K", "no mistake: scaling the fp32 logits is more exact"},
+      {"s", "logits", "the logits are rounded", kScores},
+      {"softmax", "softmax", "the probabilities are rounded wherever they are used", kScores},
+      {"lse", "the path's own LSE", "the backward's P is made from the path's own LSE", kNone},
+      {"p", "P", "P is rounded before it multiplies V or dO", kNone},
+      {"delta", "Delta from the rounded out", "Delta is taken from the rounded out", "no mistake: a backward that is given out's rounding residual is more exact"},
+      {"delta_rounded", "Delta's own rounding", "Delta is rounded itself", "no mistake: a Delta in fp32 is more exact"},
+      {"dp", "dP", "dP is rounded", kScores},
+      {"ds", "dS", "dS is rounded before it multiplies K and Q", kNone},
+      {"accumulate", "sums in 16 bits", "sums of products are kept in 16 bits", "keep sums of products in fp32"},
+      {"group", "parts of a group", "each query head's dK and dV are rounded before their group is summed", "no mistake: sums over a group in fp32 are more exact"},
+      {"output", "output", "the result is rounded to its format", kNone},
+      {"softmax_bf16", "softmax in bf16", "logits, softmax and dP are written out in bf16", kScores},
+      {"softmax_fp16", "softmax in fp16", "logits, softmax and dP are written out in fp16", kScores},
+      {"logits_bf16", "logits in bf16", "logits and dP are written out in bf16, before an fp32 softmax", kScores},
+      {"logits_fp16", "logits in fp16", "logits and dP are written out in fp16, before an fp32 softmax", kScores},
   };
   return kStages;
+}
+
+const StageInfo& stage_info(std::string_view id) {
+  for (const StageInfo& info : all_stages()) {
+    if (info.id == id) return info;
+  }
+  throw std::logic_error(fmt::format("no stage is called {}", id));
 }
 
 }  // namespace sinkscope

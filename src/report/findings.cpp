@@ -7,6 +7,8 @@
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
+#include "src/report/stages.hpp"
+
 namespace sinkscope {
 namespace {
 
@@ -36,7 +38,7 @@ std::string paragraph(const Finding& finding) {
 
 }  // namespace
 
-std::string render_findings(const CaseResult& result) {
+std::string render_findings(const CaseResult& result, bool verbose) {
   std::string block = fmt::format("{}  {}\n", result.name, result.problem_line);
   for (const PathResult& path : result.paths) {
     block += fmt::format("  {}", path.path);
@@ -47,7 +49,11 @@ std::string render_findings(const CaseResult& result) {
       continue;
     }
     block += "\n";
-    for (const Finding& finding : path.explanation.findings) block += paragraph(finding);
+    for (const Finding& finding : path.explanation.findings) {
+      block += paragraph(finding);
+      if (finding.cause == kNoCause) break;  // what comes after it is said by the stages
+    }
+    block += render_stages(path.explanation.stages, verbose);
   }
   return block;
 }

@@ -10,10 +10,10 @@
 
 namespace sinkscope {
 
-// One block per case: one paragraph per finding of each path that ran.
-std::string render_findings(const CaseResult& result);
+// One block per case: one paragraph per finding of each path that ran, then where the error of each tensor comes from.
+// `verbose`: of each head.
+std::string render_findings(const CaseResult& result, bool verbose = false);
 
 // The list `findings`, one object per cause of a path. Schema in src/report/README.md.
 nlohmann::json findings_json(const std::vector<CaseResult>& results);
-
 }  // namespace sinkscope

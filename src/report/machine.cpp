@@ -6,6 +6,7 @@
 
 #include "src/record/sidecar.hpp"
 #include "src/report/findings.hpp"
+#include "src/report/stages.hpp"
 
 namespace sinkscope {
 namespace {
@@ -92,6 +93,8 @@ std::string to_json(const std::vector<CaseResult>& results, const RunInfo& info,
   }
   const nlohmann::json findings = findings_json(results);
   if (!findings.empty()) document["findings"] = findings;
+  const nlohmann::json stages = stages_json(results);
+  if (!stages.empty()) document["stages"] = stages;
   document["exit_code"] = static_cast<int>(exit_code(all));
   return document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }

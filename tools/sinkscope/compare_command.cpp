@@ -82,7 +82,7 @@ void run_compare(CompareArguments& arguments, Context& context) {
         });
     progress.clear();
     fmt::print("{}", render_case(result, style));
-    if (options.explain) fmt::print("{}", render_findings(result));
+    if (options.explain) fmt::print("{}", render_findings(result, arguments.verbose));
     std::fflush(stdout);
     for (std::string& sentence : unmet_requirements(result, arguments.required))
       unmet.push_back(std::move(sentence));

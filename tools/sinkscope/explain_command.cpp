@@ -12,6 +12,7 @@
 #include "src/core/file.hpp"
 #include "src/explain/explain.hpp"
 #include "src/report/findings.hpp"
+#include "src/report/stages.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/compare_inputs.hpp"
 #include "tools/sinkscope/data_files.hpp"
@@ -25,7 +26,7 @@ struct ExplainArguments {
   std::string output, json;
   std::string gate = "default";
   CompareOptions options;
-  bool blind = false, overwrite = false, quiet = false;
+  bool blind = false, overwrite = false, quiet = false, verbose = false;
 };
 
 void print_blind_spots(const std::string& name, const std::vector<BlindSpot>& spots) {
@@ -89,7 +90,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
           progress.update(name, stage, share);
         });
     progress.clear();
-    fmt::print("{}", render_findings(result));
+    fmt::print("{}", render_findings(result, arguments.verbose));
     std::fflush(stdout);
     if (record) record->add(result, nullptr);
     results.push_back(std::move(result));
@@ -98,6 +99,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
   if (!arguments.json.empty()) {
     nlohmann::json document = {{"format", "sinkscope-findings"}, {"version", 1}};
     document["findings"] = findings_json(results);
+    document["stages"] = stages_json(results);
     if (arguments.blind) document["blind"] = blind;
     write_file(arguments.json, document.dump(2) + "\n", arguments.overwrite);
   }
@@ -131,6 +133,7 @@ void add_explain_command(CLI::App& app, Context& context) {
       ->capture_default_str()
       ->check(CLI::Range(0, 4096));
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
+  command->add_flag("--verbose", arguments->verbose, "Print where the error of every head comes from");
   command->add_flag("-q,--quiet", arguments->quiet, "No progress");
   command->footer(
       "Examples:\n  sinkscope explain datasets/captures/calm_layer1.safetensors --json findings.json\n"

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rounding stages, for people and for machines.
+#include "src/report/stages.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
+
+namespace sinkscope {
+namespace {
+
+// "81 % Delta from the rounded out, 14 % dS, 3 % output, 2 % left", the largest first.
+std::string shares_text(std::vector<StageShare> stages, double remainder) {
+  std::stable_sort(stages.begin(), stages.end(),
+                   [](const StageShare& a, const StageShare& b) { return a.share > b.share; });
+  std::string text;
+  for (const StageShare& one : stages) {
+    text += fmt::format("{}{:.0f} % {}{}, ", one.expected ? "about " : "", 100 * one.share,
+                        stage_info(one.stage).words, "");
+  }
+  return text + fmt::format("{:.0f} % left", 100 * remainder);
+}
+
+std::string_view words_of(const BiasSource& source) {
+  return source.source == "row_sum" ? "P rounded in PV and not in the row's sum" : "rows tied at their maximum";
+}
+
+std::string bias_text(const HeadStages& head) {
+  std::string text;
+  for (const BiasSource& source : head.bias_sources) {
+    text += fmt::format("{}{:+.2g} from {}", text.empty() ? fmt::format("; bias {:+.2g}, ", head.bias) : ", ",
+                        source.bias, words_of(source));
+  }
+  return text;
+}
+
+std::string name_of(const HeadStages& head) {
+  const std::string batch = head.tensor == TensorName::kDsinks ? "" : fmt::format(" batch {}", head.batch);
+  return fmt::format("{}{} {} {}", text(head.tensor), batch, is_of_keys(head.tensor) ? "kv head" : "head", head.head);
+}
+
+nlohmann::json number(double x) {
+  if (std::isfinite(x)) return x;
+  return std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
+}
+
+}  // namespace
+
+std::string render_stages(const std::vector<HeadStages>& stages, bool verbose) {
+  std::string block;
+  for (const TensorStages& of : stages_by_tensor(stages)) {
+    block += fmt::format("    {} {:<6} {} (z_rms {:.2g})\n", block.empty() ? "rounding:" : "         ", text(of.tensor),
+                         shares_text(of.stages, of.remainder), of.z_rms);
+    for (const HeadStages& head : stages) {
+      if (head.tensor != of.tensor || (!verbose && head.bias_sources.empty())) continue;
+      block += fmt::format("               {}: {} (z_rms {:.2g}){}\n", name_of(head),
+                           shares_text(head.stages, head.remainder), head.z_rms, bias_text(head));
+    }
+  }
+  return block;
+}
+
+nlohmann::json stages_json(const std::vector<CaseResult>& results) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const CaseResult& result : results) {
+    for (const PathResult& path : result.paths) {
+      for (const HeadStages& head : path.explanation.stages) {
+        nlohmann::json stages = nlohmann::json::array(), sources = nlohmann::json::array();
+        for (const StageShare& one : head.stages) {
+          nlohmann::json stage = {{"stage", one.stage}, {"share", number(one.share)}, {"expected", one.expected}};
+          if (!one.expected) stage["bias"] = number(one.bias);
+          stages.push_back(std::move(stage));
+        }
+        for (const BiasSource& source : head.bias_sources)
+          sources.push_back({{"source", source.source}, {"bias", number(source.bias)}});
+        list.push_back({{"problem", result.name},
+                        {"path", path.path},
+                        {"tensor", text(head.tensor)},
+                        {"batch", head.batch},
+                        {"head", head.head},
+                        {"z_rms", number(head.z_rms)},
+                        {"stages", stages},
+                        {"remainder", number(head.remainder)},
+                        {"bias", number(head.bias)},
+                        {"bias_sources", sources}});
+      }
+    }
+  }
+  return list;
+}
+
+}  // namespace sinkscope
