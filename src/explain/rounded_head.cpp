@@ -218,6 +218,23 @@ bool RoundedBlock::is_tied(std::size_t i) {
   return std::count_if(row.s.begin(), row.s.end(), is_one) > 1;
 }
 
+Vector RoundedBlock::rounded_up_to_one() {
+  const auto d = static_cast<std::size_t>(head_.d);
+  Vector result(rows_.size() * d);
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const Row row = forward_row({}, i);
+    if (row.p.empty() || !std::isfinite(row.lse)) continue;
+    const double unit = std::exp(row.most - row.lse);
+    for (std::size_t j = 0; j < row.s.size(); ++j) {
+      const double p = std::exp(row.s[j] - row.most);
+      if (narrowed(p, head_.format) != 1) continue;
+      const double* const v = logits({}).v.data() + (row.first + j) * d;
+      for (std::size_t x = 0; x < d; ++x) result[i * d + x] += (1 - p) * unit * v[x];
+    }
+  }
+  return result;
+}
+
 Vector RoundedBlock::out(const Roundings& r) {
   const auto d = static_cast<std::size_t>(head_.d);
   Vector result(rows_.size() * d), weights;

@@ -74,6 +74,8 @@ class RoundedBlock {
   std::pair<double, double> scalars(const Roundings& r, std::size_t i);
   // Does more than one P of row `i` come to 1 when P is relative to the row's maximum?
   bool is_tied(std::size_t i);
+  // What is added to out, [rows, d], where P is relative to the row's maximum and some of it is rounded up to 1.
+  std::vector<double> rounded_up_to_one();
 
  private:
   struct Logits {

@@ -121,17 +121,21 @@ class Measurement {
     add_source("row_sum", along_truth(difference(disagreeing, agreeing)));
   }
 
-  // Rows whose maximum is tied, where they are biased as the model says, and others are not.
-  void add_ties() {
-    const std::vector<bool> tied = tied_rows();
+  // Ties at the row's maximum, in either of two ways. Where P counts rounded on one side of the division alone, what is
+  // rounded up to 1 beside the maximum is too large. And where tied rows are biased as the model says while others, a
+  // tenth of the head at least, are not, it is they.
+  void add_ties(bool sums_differ) {
+    RoundedBlock block = whole_rows();
+    if (sums_differ && add_source("ties", along_truth(block.rounded_up_to_one()))) return;
+    std::vector<bool> tied;
+    for (std::size_t i = 0; i < sample_.at.size(); ++i) tied.push_back(block.is_tied(i));
     const auto columns = static_cast<std::size_t>(sample_.columns);
-    const Vector change = difference(model_, head_.ref);
+    const auto size = [&](bool marked) { return product_in(head_.ref, head_.ref, columns, tied, marked); };
     const auto rate = [&](bool marked) {
-      const double size = product_in(head_.ref, head_.ref, columns, tied, marked);
-      return size > 0 ? product_in(error_, head_.ref, columns, tied, marked) / size : 0;
+      return product_in(error_, head_.ref, columns, tied, marked) / size(marked);
     };
-    if (std::fabs(rate(false)) > std::fabs(rate(true)) / 2) return;
-    add_source("ties", product_in(change, head_.ref, columns, tied, true) / ref2_);
+    if (!(size(false) >= ref2_ / 10 && std::fabs(rate(false)) <= std::fabs(rate(true)) / 2)) return;
+    add_source("ties", product_in(difference(model_, head_.ref), head_.ref, columns, tied, true) / ref2_);
   }
 
   HeadStages finish() {
@@ -144,19 +148,18 @@ class Measurement {
   double along_truth(const Vector& x) const { return ref2_ > 0 ? product(x, head_.ref) / ref2_ : 0; }
 
   // Named where it accounts for the bias.
-  void add_source(const char* source, double bias) {
+  bool add_source(const char* source, double bias) {
     const double ratio = bias / result_.bias;
-    if (ratio >= 0.5 && ratio <= 1.5) result_.bias_sources.push_back({source, bias});
+    const bool accounts = ratio >= 0.5 && ratio <= 1.5;
+    if (accounts) result_.bias_sources.push_back({source, bias});
+    return accounts;
   }
 
-  std::vector<bool> tied_rows() const {
-    const HeadData data = head_data(inputs_.c, inputs_.truth, inputs_.outputs, head_.batch, head_.head);
-    std::vector<std::int64_t> keys(static_cast<std::size_t>(data.sk));
+  RoundedBlock whole_rows() {
+    data_ = head_data(inputs_.c, inputs_.truth, inputs_.outputs, head_.batch, head_.head);
+    std::vector<std::int64_t> keys(static_cast<std::size_t>(data_.sk));
     std::iota(keys.begin(), keys.end(), 0);
-    RoundedBlock block(data, sample_.at, keys);
-    std::vector<bool> tied;
-    for (std::size_t i = 0; i < sample_.at.size(); ++i) tied.push_back(block.is_tied(i));
-    return tied;
+    return {data_, sample_.at, keys};
   }
 
   const StageInputs& inputs_;
@@ -165,6 +168,7 @@ class Measurement {
   Vector error_;
   double ref2_;
   Vector model_;  // with the stages so far
+  HeadData data_;
   HeadStages result_;
 };
 
@@ -191,7 +195,7 @@ HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample
   for (std::size_t i = 0; i < steps.size(); ++i) measurement.add(steps[i].stage, models[i]);
   measurement.add_output();
   if (sums_differ) measurement.add_row_sum(models[steps.size()], models[steps.size() + 1]);
-  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties();
+  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties(sums_differ);
   return measurement.finish();
 }
 
@@ -202,7 +206,7 @@ HeadStages measure_model(const StageInputs& inputs, const SampledTensor& sample,
   measurement.add(model.cause.substr(model.cause.find(':') + 1), emulated(inputs, sample, head, model));
   // It has rounded all but what heads share.
   if (!is_of_rows(sample.tensor)) measurement.add_output();
-  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties();
+  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties(false);
   return measurement.finish();
 }
 

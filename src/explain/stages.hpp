@@ -30,7 +30,7 @@ struct StageShare {
 
 // A mechanism that accounts for a head's signed bias.
 struct BiasSource {
-  std::string source;  // "row_sum": P is rounded in PV and not in the row's sum; "ties": rows whose maximum is tied
+  std::string source;  // "row_sum": P is rounded in PV and not in the row's sum; "ties": at the row's maximum
   double bias = 0;     // that it makes
 };
 

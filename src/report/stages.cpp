@@ -24,7 +24,7 @@ std::string shares_text(std::vector<StageShare> stages, double remainder) {
 }
 
 std::string_view words_of(const BiasSource& source) {
-  return source.source == "row_sum" ? "P rounded in PV and not in the row's sum" : "rows tied at their maximum";
+  return source.source == "row_sum" ? "P rounded in PV and not in the row's sum" : "ties at the row's maximum";
 }
 
 std::string bias_text(const HeadStages& head) {

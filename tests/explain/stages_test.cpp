@@ -245,6 +245,33 @@ TEST(Stages, ProductsInTf32AndBf16AreNoMistake) {
   }
 }
 
+std::map<std::string, double> sources_of(const HeadStages& head) {
+  std::map<std::string, double> sources;
+  for (const BiasSource& source : head.bias_sources) sources[source.source] = source.bias;
+  return sources;
+}
+
+// Logits so close to the maximum that P rounds up to 1: the row's sum of P before that is too small for it.
+TEST(Stages, ABiasComesFromPThatIsRoundedOnOneSideOfTheDivisionAlone) {
+  Case c = made("b1 hq2 hkv1 sq256 sk256 d32 bf16 causal fill=ties scale=1e-4 sink=-3 seed=7");
+  for (const bool exact_sum : {true, false}) {
+    c.recorded["x"] = played(c, {.p = Narrow::kBf16, .exact_sum = exact_sum});
+    const Explanation explanation = explained(c, "recorded.x").explanation;
+    std::size_t heads = 0;
+    for (const HeadStages& head : explanation.stages) {
+      if (head.tensor != TensorName::kOut) continue;
+      ++heads;
+      const std::map<std::string, double> sources = sources_of(head);
+      EXPECT_EQ(sources.size(), exact_sum ? 2U : 0U) << text_of(explanation);
+      for (const auto& [source, bias] : sources) {
+        EXPECT_GT(head.bias, 1e-4) << source;
+        EXPECT_NEAR(bias / head.bias, 1, 0.3) << source;
+      }
+    }
+    EXPECT_EQ(heads, 2U) << text_of(explanation);
+  }
+}
+
 TEST(Stages, TheKernelInFp32HasNoStageOf16Bits) {
   const Explanation explanation =
       explained(made("b1 hq4 hkv2 sq200 sk200 d64 fp32 causal w40 seed=2"), "sink_kernel").explanation;
