@@ -103,13 +103,12 @@ Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const O
   if (rounded.empty()) {
     for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
   }
-  FailingPath failing{state, {}, unclear, !accepted.empty()};
-  for (const Accepted& one : accepted) {
-    for (const auto& [batch, head, document] : one.places) failing.mistaken.emplace(batch, head);
-  }
+  FailingPath failing{state, unclear, {}};
+  for (const Accepted& one : accepted) add_mistake(failing, one);
   std::vector<HeadStages> by_stages;
   std::vector<HeadStages> stages = stages_of_failing(path, failing, by_stages);
-  for (Finding& finding : findings_of_stages(c.problem.shape, by_stages)) findings.push_back(std::move(finding));
+  for (Finding& finding : findings_of_stages(c.problem.shape, by_stages))
+    findings.push_back(std::move(finding));
   if (!failing.unclear.empty()) findings.push_back(unexplained(state, failing.unclear, !findings.empty()));
   return {std::move(findings), std::move(stages)};
 }

@@ -46,8 +46,7 @@ inline double nearest_fp16(double x) {
   constexpr double kStep = 0x1.8p28;  // added, it leaves steps of 2^-24, those of subnormals
   if (std::fabs(x) < kLeastNormal) return (x + kStep) - kStep;
   const double rounded = nearest<11>(x);
-  return std::fabs(rounded) <= kMost ? rounded
-                                     : std::copysign(std::numeric_limits<double>::infinity(), x);
+  return std::fabs(rounded) <= kMost ? rounded : std::copysign(std::numeric_limits<double>::infinity(), x);
 }
 
 // x in the format; NaN and infinities stay.

@@ -34,10 +34,39 @@ bool is_explained(const CellState& cs, const HeadStages& head) {
   constexpr double kNextToNothing = 0.1, kLittle = 0.5;
   if (head.left <= kNextToNothing) return true;
   const double limit = z_rms_limit(cs.limits.limits, cs.cell.rows.size());
-  return cs.cell.tensor != TensorName::kDsinks && head.left <= kLittle && head.z_rms * std::sqrt(head.left) <= limit;
+  return cs.cell.tensor != TensorName::kDsinks && head.left <= kLittle &&
+         head.z_rms * std::sqrt(head.left) <= limit;
+}
+
+bool reaches(Stage stage, TensorName tensor) {
+  switch (stage) {
+    case Stage::kForward:
+      return true;
+    case Stage::kBackward:
+      return tensor != TensorName::kOut && tensor != TensorName::kLse;
+    case Stage::kKeyHeads:
+      return is_of_keys(tensor);
+    case Stage::kSinkGradient:
+      break;
+  }
+  return tensor == TensorName::kDsinks;
 }
 
 }  // namespace
+
+void add_mistake(FailingPath& failing, const Accepted& accepted) {
+  for (const Accepted::Part& part : accepted.parts)
+    failing.mistaken.insert(head_of(failing.state.cells()[part.cell].cell));
+  if (!accepted.candidate) return;  // a fact is about what it was seen in
+  for (const CellState& cs : failing.state.cells()) {
+    if (!reaches(accepted.cause->stage, cs.cell.tensor)) continue;
+    const auto heads = failing.state.heads_of(cs.cell);
+    const bool is_reached = std::any_of(heads.begin(), heads.end(), [&](const auto& head) {
+      return accepted.places.contains({head.first, head.second, cs.cell.document});
+    });
+    if (is_reached) failing.mistaken.insert(head_of(cs.cell));
+  }
+}
 
 std::vector<HeadStages> stages_of_passing(StagesOf path) {
   path.heads = all_heads(path.metrics);
@@ -47,23 +76,20 @@ std::vector<HeadStages> stages_of_passing(StagesOf path) {
 std::vector<HeadStages> stages_of_failing(StagesOf path, FailingPath& failing,
                                           std::vector<HeadStages>& explained) {
   const State& state = failing.state;
-  const bool tries_unclear = !path.model && !failing.has_mistake && may_be_rounding(failing);
-  std::set<TensorHead> unclear, left_out;
+  const bool tries_unclear = !path.model && failing.mistaken.empty() && may_be_rounding(failing);
+  std::set<TensorHead> unclear, left_out = failing.mistaken;
   for (const std::size_t i : failing.unclear) {
     unclear.insert(head_of(state.cells()[i].cell));
     if (!tries_unclear) left_out.insert(head_of(state.cells()[i].cell));
   }
-  for (const CellState& cs : state.cells()) {
-    for (const auto& head : state.heads_of(cs.cell)) {
-      if (failing.mistaken.contains(head)) left_out.insert(head_of(cs.cell));
-    }
-  }
   path.heads = all_heads(path.metrics);
   std::erase_if(path.heads, [&](const TensorHead& head) { return left_out.contains(head); });
   if (path.heads.empty()) return {};
-  for (const TensorHead& head : unclear) {
-    if (head.first == TensorName::kOut) path.own_out = false;
-    if (head.first == TensorName::kLse) path.own_lse = false;
+  for (const std::set<TensorHead>* wrong : {&unclear, &failing.mistaken}) {
+    for (const TensorHead& head : *wrong) {
+      if (head.first == TensorName::kOut) path.own_out = false;
+      if (head.first == TensorName::kLse) path.own_lse = false;
+    }
   }
   std::vector<HeadStages> stages = rounding_stages(path);
 

@@ -11,29 +11,6 @@ namespace {
 
 using Vector = std::vector<double>;
 
-constexpr std::int64_t kRowsOfBlock = 64;
-
-Vector rows_of(const Tensor& tensor, std::int64_t head, std::int64_t rows, std::int64_t columns) {
-  if (!tensor.given()) return {};
-  Vector values(static_cast<std::size_t>(rows * columns));
-  tensor.widen(head * rows * columns, values);
-  return values;
-}
-
-Vector products_of_rows(const Vector& a, const Vector& b, std::size_t columns) {
-  Vector sums(a.size() / columns);
-  for (std::size_t i = 0; i < a.size(); ++i) sums[i / columns] += a[i] * b[i];
-  return sums;
-}
-
-Range visible(const Part& part, std::int64_t row) {
-  const std::int64_t own = row - part.rows.first + part.keys.size() - part.rows.size();
-  const std::int64_t end =
-      part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
-  const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
-  return {part.keys.first + first, part.keys.first + end};
-}
-
 void narrow_all(Vector& values, Narrow format) {
   for (double& x : values) x = narrowed(x, format);
 }
@@ -75,37 +52,6 @@ bool changes_logits(const Roundings& r) {
 
 }  // namespace
 
-HeadData head_data(const Case& c, const Truth& truth, const Outputs& outputs, std::int64_t batch,
-                   std::int64_t head) {
-  const AttentionShape& s = c.problem.shape;
-  const std::int64_t query = batch * s.hq + head;
-  HeadData data{right_function(c, head), s.sq, s.sk, s.d, narrow_of(s.dtype)};
-  const std::int64_t kv = batch * s.hkv + data.function.kv_head;
-  data.q = rows_of(c.q, query, s.sq, s.d);
-  data.k = rows_of(c.k, kv, s.sk, s.d);
-  data.v = rows_of(c.v, kv, s.sk, s.d);
-  data.dout = rows_of(c.dout, query, s.sq, s.d);
-  data.dlse = rows_of(c.dlse, query, s.sq, 1);
-  data.lse.assign(truth.value.lse.begin() + query * s.sq, truth.value.lse.begin() + (query + 1) * s.sq);
-  data.own_lse = rows_of(outputs.lse, query, s.sq, 1);
-  const auto d = static_cast<std::size_t>(s.d);
-  if (!data.dout.empty()) {
-    const auto first = truth.value.out.begin() + query * s.sq * s.d;
-    data.delta = products_of_rows(data.dout, Vector(first, first + s.sq * s.d), d);
-    if (outputs.out.given())
-      data.own_delta = products_of_rows(data.dout, rows_of(outputs.out, query, s.sq, s.d), d);
-  }
-  data.blocks.resize(static_cast<std::size_t>(s.sq));
-  for (const Part& part : data.function.parts) {
-    for (std::int64_t row = part.rows.first; row < part.rows.end; ++row) {
-      const std::int64_t first = row - (row - part.rows.first) % kRowsOfBlock;
-      data.blocks[static_cast<std::size_t>(row)] = {
-          visible(part, row), {visible(part, first).first, part.keys.end}};
-    }
-  }
-  return data;
-}
-
 RoundedBlock::RoundedBlock(const HeadData& head, std::vector<std::int64_t> rows,
                            std::vector<std::int64_t> keys)
     : head_(head), rows_(std::move(rows)), keys_(std::move(keys)) {
@@ -126,7 +72,8 @@ const RoundedBlock::Logits& RoundedBlock::logits(const Roundings& r) {
     Vector part;
     if (from.empty()) return part;
     part.reserve(which.size() * d);
-    for (const std::int64_t i : which) part.insert(part.end(), from.begin() + i * head_.d, from.begin() + (i + 1) * head_.d);
+    for (const std::int64_t i : which)
+      part.insert(part.end(), from.begin() + i * head_.d, from.begin() + (i + 1) * head_.d);
     return part;
   };
   l.q = taken(head_.q, rows_);
@@ -184,7 +131,8 @@ Vector RoundedBlock::pivots(const Row& row, Pivot pivot) const {
   for (std::size_t done = 0; done < count;) {
     std::size_t size = 0;
     const auto at = [&](std::size_t n) { return up ? done + n : count - 1 - done - n; };
-    while (done + size < count && tile_of(at(size)) == tile_of(at(0))) most = std::max(most, row.s[at(size++)]);
+    while (done + size < count && tile_of(at(size)) == tile_of(at(0)))
+      most = std::max(most, row.s[at(size++)]);
     for (std::size_t n = 0; n < size; ++n) result[at(n)] = most;
     done += size;
   }
@@ -253,7 +201,8 @@ Vector RoundedBlock::out(const Roundings& r) {
     for (std::size_t j = 0; j < weights.size(); ++j) {
       const double* const v = l.v.data() + (row.first + j) * d;
       for (std::size_t x = 0; x < d; ++x) to[x] += weights[j] * v[x];
-      if (r.accumulate > 0 && ((j + 1) % static_cast<std::size_t>(r.accumulate) == 0 || j + 1 == weights.size())) {
+      if (r.accumulate > 0 &&
+          ((j + 1) % static_cast<std::size_t>(r.accumulate) == 0 || j + 1 == weights.size())) {
         for (std::size_t x = 0; x < d; ++x) to[x] = narrowed(to[x], head_.format);
       }
     }
@@ -270,8 +219,8 @@ Vector RoundedBlock::lse(const Roundings& r) {
 
 std::pair<double, double> RoundedBlock::scalars(const Roundings& r, std::size_t i) {
   const auto at = static_cast<std::size_t>(rows_[i]);
-  const bool is_whole = changes_logits(r) || r.delta == DeltaFrom::kUnroundedOut ||
-                        (r.softmax && r.delta == DeltaFrom::kExact);
+  const bool is_whole =
+      changes_logits(r) || r.delta == DeltaFrom::kUnroundedOut || (r.softmax && r.delta == DeltaFrom::kExact);
   double lse = head_.lse[at], delta = head_.delta[at];
   if (is_whole) {
     const Row row = forward_row(r, i);
@@ -290,7 +239,8 @@ std::pair<double, double> RoundedBlock::scalars(const Roundings& r, std::size_t 
 }
 
 // P of the backward in row.p, dS in `ds`, as both are before a product takes them.
-void RoundedBlock::backward_row(const Roundings& r, std::size_t i, double lse, double delta, Row& row, Vector& ds) {
+void RoundedBlock::backward_row(const Roundings& r, std::size_t i, double lse, double delta, Row& row,
+                                Vector& ds) {
   Roundings logits_alone = r;
   logits_alone.softmax = false;
   row = forward_row(logits_alone, i);
@@ -327,41 +277,22 @@ Vector RoundedBlock::dq(const Roundings& r) {
   return result;
 }
 
-Vector RoundedBlock::dk(const Roundings& r, const RowScalars& scalars) {
+void RoundedBlock::add_keys(bool is_dk, const Roundings& r, const RowScalars& scalars, Vector& sums) {
   const auto d = static_cast<std::size_t>(head_.d);
-  Vector result(keys_.size() * d), ds;
+  Vector ds;
   Row row;
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     const auto at = static_cast<std::size_t>(rows_[i]);
     backward_row(r, i, scalars.lse[at], scalars.delta[at], row, ds);
-    const Logits& l = logits(r);
-    for (std::size_t j = 0; j < ds.size(); ++j) {
-      double* const to = result.data() + (row.first + j) * d;
-      for (std::size_t x = 0; x < d; ++x) to[x] += ds[j] * l.q[i * d + x];
+    const Vector& weights = is_dk ? ds : row.p;
+    const double* const other = (is_dk ? logits(r).q : logits(r).dout).data() + i * d;
+    for (std::size_t j = 0; j < weights.size(); ++j) {
+      double* const to = sums.data() + (row.first + j) * d;
+      for (std::size_t x = 0; x < d; ++x) to[x] += weights[j] * other[x];
     }
     if (r.accumulate > 0 && ((i + 1) % static_cast<std::size_t>(r.accumulate) == 0 || i + 1 == rows_.size()))
-      narrow_all(result, head_.format);
+      narrow_all(sums, head_.format);
   }
-  for (double& x : result) x *= head_.function.scale;
-  return result;
-}
-
-Vector RoundedBlock::dv(const Roundings& r, const RowScalars& scalars) {
-  const auto d = static_cast<std::size_t>(head_.d);
-  Vector result(keys_.size() * d), ds;
-  Row row;
-  for (std::size_t i = 0; i < rows_.size(); ++i) {
-    const auto at = static_cast<std::size_t>(rows_[i]);
-    backward_row(r, i, scalars.lse[at], scalars.delta[at], row, ds);
-    const Logits& l = logits(r);
-    for (std::size_t j = 0; j < row.p.size(); ++j) {
-      double* const to = result.data() + (row.first + j) * d;
-      for (std::size_t x = 0; x < d; ++x) to[x] += row.p[j] * l.dout[i * d + x];
-    }
-    if (r.accumulate > 0 && ((i + 1) % static_cast<std::size_t>(r.accumulate) == 0 || i + 1 == rows_.size()))
-      narrow_all(result, head_.format);
-  }
-  return result;
 }
 
 RowScalars row_scalars(const HeadData& head, const Roundings& r) {

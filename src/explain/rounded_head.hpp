@@ -7,8 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "src/explain/head_function.hpp"
-#include "src/explain/narrow.hpp"
+#include "src/explain/head_data.hpp"
 
 namespace sinkscope {
 
@@ -35,23 +34,9 @@ struct Roundings {
   bool dp = false;
   bool ds = false;     // dS, as it multiplies K and Q
   int accumulate = 0;  // sums of products are rounded after so many terms; 0: never
-  bool heads = false;  // each query head's part of dk and dv, before a group is summed
+  bool heads = false;  // each query head's part of dk and dv; else a group is one sum
   bool operator==(const Roundings&) const = default;
 };
-
-// One query head as its path met it, widened.
-struct HeadData {
-  HeadFunction function;
-  std::int64_t sq = 0, sk = 0, d = 0;
-  Narrow format = Narrow::kNone;  // of the case
-  std::vector<double> q, k, v, dout, dlse;
-  std::vector<double> lse, delta;      // the truth's
-  std::vector<double> own_lse;         // the path's; empty where it gives none
-  std::vector<double> own_delta;       // dO . the path's out; likewise
-  std::vector<std::pair<Range, Range>> blocks;  // [sq] the keys that a row sees; those its block of 64 rows sees
-};
-HeadData head_data(const Case& c, const Truth& truth, const Outputs& outputs, std::int64_t batch,
-                   std::int64_t head);
 
 // What the backward takes of each row of a head: [sq] each.
 struct RowScalars {
@@ -67,9 +52,8 @@ class RoundedBlock {
   std::vector<double> out(const Roundings& r);  // [rows, d]
   std::vector<double> lse(const Roundings& r);  // [rows], the forward's
   std::vector<double> dq(const Roundings& r);
-  // The head's part, [keys, d].
-  std::vector<double> dk(const Roundings& r, const RowScalars& scalars);
-  std::vector<double> dv(const Roundings& r, const RowScalars& scalars);
+  // Adds the head's part of dk, yet to be scaled, or of dv: [keys, d].
+  void add_keys(bool is_dk, const Roundings& r, const RowScalars& scalars, std::vector<double>& sums);
   // The backward's LSE and Delta of row `i` of the block.
   std::pair<double, double> scalars(const Roundings& r, std::size_t i);
   // Does more than one P of row `i` come to 1 when P is relative to the row's maximum?

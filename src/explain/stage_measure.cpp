@@ -74,7 +74,8 @@ Vector difference(const Vector& a, const Vector& b) {
 }
 
 // The part of a product that the rows make which are marked, or are not.
-double product_in(const Vector& a, const Vector& b, std::size_t columns, const std::vector<bool>& rows, bool marked) {
+double product_in(const Vector& a, const Vector& b, std::size_t columns, const std::vector<bool>& rows,
+                  bool marked) {
   double sum = 0;
   for (std::size_t i = 0; i < a.size(); ++i) sum += rows[i / columns] == marked ? a[i] * b[i] : 0;
   return sum;
@@ -138,6 +139,19 @@ class Measurement {
     add_source("ties", product_in(difference(model_, head_.ref), head_.ref, columns, tied, true) / ref2_);
   }
 
+  // A rounded sink makes the whole of out smaller or larger: d out / d s = -p out.
+  void add_sink() {
+    const HeadData data = head_data(inputs_.c, inputs_.truth, inputs_.outputs, head_.batch, head_.head);
+    const double sink = data.function.sink, change = narrowed(sink, data.format) - sink;
+    if (!std::isfinite(change)) return;
+    double sum = 0;
+    for (std::size_t i = 0; i < head_.ref.size(); ++i) {
+      const auto row = static_cast<std::size_t>(sample_.at[i / static_cast<std::size_t>(sample_.columns)]);
+      sum -= std::exp(sink - data.lse[row]) * change * head_.ref[i] * head_.ref[i];
+    }
+    add_source("sink", sum / ref2_);
+  }
+
   HeadStages finish() {
     for (const StageShare& stage : result_.stages) result_.remainder -= stage.share;
     if (head_.err2 > 0) result_.left = squared_error(head_, model_) / head_.err2;
@@ -178,8 +192,8 @@ bool is_of_rows(TensorName tensor) {
 
 }  // namespace
 
-HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample, const SampledTensor::Head& head,
-                          const Roundings& roundings, bool explain_bias) {
+HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample,
+                          const SampledTensor::Head& head, const Roundings& roundings, bool explain_bias) {
   Measurement measurement(inputs, sample, head);
   if (head.err2 == 0) return measurement.finish();
   const std::vector<Step> steps = steps_of(roundings, sample.tensor);
@@ -199,14 +213,17 @@ HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample
   return measurement.finish();
 }
 
-HeadStages measure_model(const StageInputs& inputs, const SampledTensor& sample, const SampledTensor::Head& head,
-                         const RoundingModel& model, bool explain_bias) {
+HeadStages measure_model(const StageInputs& inputs, const SampledTensor& sample,
+                         const SampledTensor::Head& head, const RoundingModel& model, bool explain_bias) {
   Measurement measurement(inputs, sample, head);
   if (head.err2 == 0) return measurement.finish();
   measurement.add(model.cause.substr(model.cause.find(':') + 1), emulated(inputs, sample, head, model));
   // It has rounded all but what heads share.
   if (!is_of_rows(sample.tensor)) measurement.add_output();
-  if (explain_bias && is_of_rows(sample.tensor)) measurement.add_ties(false);
+  if (explain_bias && is_of_rows(sample.tensor)) {
+    measurement.add_ties(false);
+    if (sample.tensor == TensorName::kOut) measurement.add_sink();
+  }
   return measurement.finish();
 }
 

@@ -20,14 +20,6 @@ bool is_of_rows(TensorName tensor) {
   return tensor == TensorName::kOut || tensor == TensorName::kLse || tensor == TensorName::kDq;
 }
 
-Vector sum_of(const std::vector<Vector>& parts) {
-  Vector sum = parts.front();
-  for (std::size_t n = 1; n < parts.size(); ++n) {
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += parts[n][i];
-  }
-  return sum;
-}
-
 // What of the roundings decides a row's LSE and Delta. dv needs no Delta.
 Roundings before_scalars(const HeadData& head, Roundings r, TensorName tensor) {
   r.p = r.dp = r.ds = r.heads = false;
@@ -151,18 +143,29 @@ std::vector<Vector> modelled(const StageInputs& inputs, const SampledTensor& sam
     }
     return values;
   }
-  std::vector<std::vector<Vector>> parts(roundings.size());
+  const bool is_dk = sample.tensor == TensorName::kDk;
+  const double scale = is_dk ? static_cast<float>(s.scale) : 1;
+  values.assign(roundings.size(), Vector(head.got.size()));
   for (std::int64_t query = head.head * s.group(); query < (head.head + 1) * s.group(); ++query) {
     const HeadData data = head_data(inputs.c, inputs.truth, inputs.outputs, head.batch, query);
     RoundedBlock block(data, all_of(s.sq), sample.at);
     for (std::size_t i = 0; i < roundings.size(); ++i) {
       const Roundings& r = roundings[i];
-      const auto scalars = inputs.scalars->get(head.batch, query, data, before_scalars(data, r, sample.tensor));
-      parts[i].push_back(sample.tensor == TensorName::kDk ? block.dk(r, *scalars) : block.dv(r, *scalars));
-      for (double& x : parts[i].back()) x = r.heads ? narrowed(x, sample.stored) : x;
+      const auto scalars =
+          inputs.scalars->get(head.batch, query, data, before_scalars(data, r, sample.tensor));
+      if (!r.heads) {
+        block.add_keys(is_dk, r, *scalars, values[i]);
+        continue;
+      }
+      Vector part(head.got.size());
+      block.add_keys(is_dk, r, *scalars, part);
+      for (std::size_t x = 0; x < part.size(); ++x)
+        values[i][x] += narrowed(scale * part[x], sample.stored) / scale;
     }
   }
-  for (const std::vector<Vector>& of : parts) values.push_back(sum_of(of));
+  for (Vector& sums : values) {
+    for (double& x : sums) x *= scale;
+  }
   return values;
 }
 
@@ -172,7 +175,8 @@ Vector emulated(const StageInputs& inputs, const SampledTensor& sample, const Sa
   Vector values(head.got.size());
   if (sample.tensor == TensorName::kDsinks) {
     for (std::int64_t batch = 0; batch < s.b; ++batch) {
-      for (const double term : inputs.emulations->get(inputs.c, batch, head.head, model)->dsink) values[0] += term;
+      for (const double term : inputs.emulations->get(inputs.c, batch, head.head, model)->dsink)
+        values[0] += term;
     }
     return values;
   }

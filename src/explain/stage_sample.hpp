@@ -60,7 +60,7 @@ struct SampledTensor {
     std::int64_t batch = 0, head = 0;
     std::vector<double> got, ref;  // [at, columns]
     double err2 = 0;               // sum of squared errors
-    double rounding2 = 0;          // what rounding got to its format makes of that on average: spacing^2 / 12 each
+    double rounding2 = 0;  // what rounding got to its format makes of that on average: spacing^2 / 12 each
   };
   TensorName tensor = TensorName::kOut;
   Narrow stored = Narrow::kNone;

@@ -25,7 +25,8 @@ bool in_16_bits(const StageInputs& inputs) {
 }
 
 // The mean over heads of what is left of the squared error under each of some roundings.
-Vector left_under(const StageInputs& inputs, const SampledTensor& sample, const std::vector<Roundings>& tried) {
+Vector left_under(const StageInputs& inputs, const SampledTensor& sample,
+                  const std::vector<Roundings>& tried) {
   std::vector<Vector> left(sample.heads.size());
   parallel_for(static_cast<std::int64_t>(left.size()), inputs.threads, [&](std::int64_t i) {
     const SampledTensor::Head& head = sample.heads[static_cast<std::size_t>(i)];
@@ -49,7 +50,8 @@ void add_variants(std::vector<Roundings>& list, const Change& change) {
   const std::size_t count = list.size();
   for (std::size_t i = 0; i < count; ++i) {
     Roundings changed = list[i];
-    if (change(changed) && std::find(list.begin(), list.end(), changed) == list.end()) list.push_back(changed);
+    if (change(changed) && std::find(list.begin(), list.end(), changed) == list.end())
+      list.push_back(changed);
   }
 }
 
@@ -99,7 +101,8 @@ std::vector<Roundings> common_variants(const StageInputs& inputs, const SampledT
     add_variants(list, [](Roundings& r) { return r.p = true; });
   if (is_narrow && of_keys && inputs.c.problem.shape.group() > 1)
     add_variants(list, [](Roundings& r) { return r.heads = true; });
-  if (inputs.own_lse && inputs.outputs.lse.given()) add_variants(list, [](Roundings& r) { return r.own_lse = true; });
+  if (inputs.own_lse && inputs.outputs.lse.given())
+    add_variants(list, [](Roundings& r) { return r.own_lse = true; });
   return list;
 }
 
@@ -126,13 +129,13 @@ std::vector<Roundings> uncommon_variants(const StageInputs& inputs, const Sample
   if (std::frexp(scale, &exponent) != 0.5) add([](Roundings& r) { r.scaled_q = true; });
   if (of_ds) add([](Roundings& r) { r.dp = true; });
   if (of_ds) add([](Roundings& r) { r.narrow_delta = true; });
-  for (const int terms : {1, 16, 64, 128}) add([&](Roundings& r) { r.accumulate = terms; });
+  for (const int terms : {1, 16, 32, 64, 128, 256}) add([&](Roundings& r) { r.accumulate = terms; });
   return list;
 }
 
 // Takes the variant that leaves least, and of those that leave about as much the first.
-void improve(const StageInputs& inputs, const SampledTensor& sample, std::vector<Roundings> tried, double least,
-             FoundRoundings& found) {
+void improve(const StageInputs& inputs, const SampledTensor& sample, std::vector<Roundings> tried,
+             double least, FoundRoundings& found) {
   std::erase_if(tried, [&](const Roundings& r) { return is_too_much(inputs, sample.tensor, r); });
   const Vector left = left_under(inputs, sample, tried);
   double best = found.left - least;
@@ -148,8 +151,8 @@ void improve(const StageInputs& inputs, const SampledTensor& sample, std::vector
 
 bool is_too_much(const StageInputs& inputs, TensorName tensor, const Roundings& r) {
   const AttentionShape& s = inputs.c.problem.shape;
-  const bool is_whole = r.delta == DeltaFrom::kUnroundedOut || r.products != Narrow::kNone || r.scaled_q ||
-                        r.s || r.softmax;
+  const bool is_whole =
+      r.delta == DeltaFrom::kUnroundedOut || r.products != Narrow::kNone || r.scaled_q || r.s || r.softmax;
   if (tensor == TensorName::kOut || tensor == TensorName::kDq || !is_whole) return false;
   return static_cast<double>(s.b * s.hq) * static_cast<double>(s.sq) * static_cast<double>(s.sk) *
              static_cast<double>(s.d) >
@@ -180,7 +183,8 @@ FoundRoundings find_roundings(const StageInputs& inputs, const SampledTensor& sa
     const double before = found.left;
     improve(inputs, sample, std::move(tried), kLeastUncommonShare, found);
     if (found.left == before) break;
-    improve(inputs, sample, common_variants(inputs, sample, found.roundings, delta_is_known), kLeastShare, found);
+    improve(inputs, sample, common_variants(inputs, sample, found.roundings, delta_is_known), kLeastShare,
+            found);
   }
   return found;
 }

@@ -11,9 +11,10 @@ namespace sinkscope {
 
 struct FoundRoundings {
   Roundings roundings;
-  double left = 1;      // of the squared error, mean over heads, while the result is not rounded to its own format
+  double left =
+      1;  // of the squared error, mean over heads, while the result is not rounded to its own format
   double rounding = 0;  // what that last rounding makes on average
-  bool leaves_much() const { return left > rounding + 0.25; }
+  bool leaves_much() const { return left > rounding + 0.1; }
 };
 
 // Are Delta or the LSE under these to be worked out from all keys of all rows, and is that too much here?

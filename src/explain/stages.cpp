@@ -21,9 +21,8 @@ constexpr std::int64_t kMostSearched = 32;  // and from which it is decided what
 class Stages {
  public:
   explicit Stages(const StagesOf& path)
-      : path_(path),
-        inputs_{path.c,       path.truth, path.outputs,     path.own_out,
-                path.own_lse, path.threads, &scalars_, &emulations_} {}
+      : path_(path), inputs_{path.c,       path.truth,   path.outputs, path.own_out,
+                             path.own_lse, path.threads, &scalars_,    &emulations_} {}
 
   std::vector<HeadStages> run() {
     if (path_.model) return measure_all(*path_.model);
@@ -117,7 +116,7 @@ class Stages {
       if (std::find(bases.begin(), bases.end(), base) == bases.end()) bases.push_back(base);
     }
     if (!exhaustive) return find_roundings(inputs_, sample_of(tensor, heads, 8, kMostSearched), bases, false);
-    return find_roundings(inputs_, sample_of(tensor, some_of(heads), 8, kMostSearched / 2), bases, true);
+    return find_roundings(inputs_, sample_of(tensor, some_of(heads), 8, kMostSearched), bases, true);
   }
 
   // A whole algorithm that rounds what it writes out, as transformers' eager does, where it leaves far less.
@@ -158,6 +157,7 @@ class Stages {
         result = model ? measure_model(inputs_, sample, head, *model, is_biased)
                        : measure_stages(inputs_, sample, head, found_of(metrics.tensor), is_biased);
         result.z_rms = of.z_rms;
+        result.biased = is_biased;
       });
       stages.insert(stages.end(), of_heads.begin(), of_heads.end());
     }
@@ -233,7 +233,8 @@ std::vector<Finding> findings_of_stages(const AttentionShape& s, const std::vect
     finding.of_keys = std::all_of(finding.tensors.begin(), finding.tensors.end(), is_of_keys);
     std::set<std::int64_t> batches, heads;
     for (const HeadStages& head : stages) {
-      const bool has = std::find(finding.tensors.begin(), finding.tensors.end(), head.tensor) != finding.tensors.end();
+      const bool has =
+          std::find(finding.tensors.begin(), finding.tensors.end(), head.tensor) != finding.tensors.end();
       if (!has || !(share_of(head, stage) >= kLeast)) continue;
       finding.residual_z = std::max(finding.residual_z, head.z_rms * std::sqrt(head.left));
       const std::int64_t count = is_of_keys(head.tensor) && !finding.of_keys ? s.group() : 1;
@@ -246,7 +247,8 @@ std::vector<Finding> findings_of_stages(const AttentionShape& s, const std::vect
     finding.batches.assign(batches.begin(), batches.end());
     finding.heads.assign(heads.begin(), heads.end());
     finding.all_heads = std::ssize(finding.heads) == (finding.of_keys ? s.hkv : s.hq);
-    for (std::int64_t i = 0; i < std::max<std::int64_t>(1, std::ssize(s.docs)); ++i) finding.documents.push_back(i);
+    for (std::int64_t i = 0; i < std::max<std::int64_t>(1, std::ssize(s.docs)); ++i)
+      finding.documents.push_back(i);
     list.push_back(std::move(finding));
   }
   std::stable_sort(list.begin(), list.end(), [](const Finding& a, const Finding& b) {
@@ -256,27 +258,39 @@ std::vector<Finding> findings_of_stages(const AttentionShape& s, const std::vect
 }
 
 const std::vector<StageInfo>& all_stages() {
-  static constexpr std::string_view kNone = "no mistake", kScores = "no mistake: a path that keeps its scores in fp32 is more exact";
+  static constexpr std::string_view kNone = "no mistake",
+                                    kScores =
+                                        "no mistake: a path that keeps its scores in fp32 is more exact";
   static const std::vector<StageInfo> kStages = {
-      {"tf32", "products in tf32", "products take fp32 operands in tf32", "turn tf32 off where fp32 is meant"},
-      {"bf16", "products in bf16", "products take fp32 operands in bf16", "turn autocast off where fp32 is meant"},
-      {"fp16", "products in fp16", "products take fp32 operands in fp16", "turn autocast off where fp32 is meant"},
-      {"inputs", "scaled q", "q is scaled and rounded before it multiplies K", "no mistake: scaling the fp32 logits is more exact"},
+      {"tf32", "products in tf32", "products take fp32 operands in tf32",
+       "turn tf32 off where fp32 is meant"},
+      {"bf16", "products in bf16", "products take fp32 operands in bf16",
+       "turn autocast off where fp32 is meant"},
+      {"fp16", "products in fp16", "products take fp32 operands in fp16",
+       "turn autocast off where fp32 is meant"},
+      {"inputs", "scaled q", "q is scaled and rounded before it multiplies K",
+       "no mistake: scaling the fp32 logits is more exact"},
       {"s", "logits", "the logits are rounded", kScores},
       {"softmax", "softmax", "the probabilities are rounded wherever they are used", kScores},
       {"lse", "the path's own LSE", "the backward's P is made from the path's own LSE", kNone},
       {"p", "P", "P is rounded before it multiplies V or dO", kNone},
-      {"delta", "Delta from the rounded out", "Delta is taken from the rounded out", "no mistake: a backward that is given out's rounding residual is more exact"},
-      {"delta_rounded", "Delta's own rounding", "Delta is rounded itself", "no mistake: a Delta in fp32 is more exact"},
+      {"delta", "Delta from the rounded out", "Delta is taken from the rounded out",
+       "no mistake: a backward that is given out's rounding residual is more exact"},
+      {"delta_rounded", "Delta's own rounding", "Delta is rounded itself",
+       "no mistake: a Delta in fp32 is more exact"},
       {"dp", "dP", "dP is rounded", kScores},
       {"ds", "dS", "dS is rounded before it multiplies K and Q", kNone},
-      {"accumulate", "sums in 16 bits", "sums of products are kept in 16 bits", "keep sums of products in fp32"},
-      {"group", "parts of a group", "each query head's dK and dV are rounded before their group is summed", "no mistake: sums over a group in fp32 are more exact"},
+      {"accumulate", "sums in 16 bits", "sums of products are kept in 16 bits",
+       "keep sums of products in fp32"},
+      {"group", "parts of a group", "each query head's dK and dV are rounded before their group is summed",
+       "no mistake: sums over a group in fp32 are more exact"},
       {"output", "output", "the result is rounded to its format", kNone},
       {"softmax_bf16", "softmax in bf16", "logits, softmax and dP are written out in bf16", kScores},
       {"softmax_fp16", "softmax in fp16", "logits, softmax and dP are written out in fp16", kScores},
-      {"logits_bf16", "logits in bf16", "logits and dP are written out in bf16, before an fp32 softmax", kScores},
-      {"logits_fp16", "logits in fp16", "logits and dP are written out in fp16, before an fp32 softmax", kScores},
+      {"logits_bf16", "logits in bf16", "logits and dP are written out in bf16, before an fp32 softmax",
+       kScores},
+      {"logits_fp16", "logits in fp16", "logits and dP are written out in fp16, before an fp32 softmax",
+       kScores},
   };
   return kStages;
 }

@@ -22,27 +22,30 @@ namespace sinkscope {
 // What one stage of the algorithm contributes to the error e of a head. e_s is what the double-precision model changes by
 // when the stage's rounding is switched on after those of the stages before it.
 struct StageShare {
-  std::string stage;      // "delta": the finding "rounding:delta"
-  double share = 0;       // <e, e_s> / <e, e>
-  double bias = 0;        // <e_s, truth> / <truth, truth>
-  bool expected = false;  // the model does not know which way it went: share is the mean of its square, bias unknown
+  std::string stage;  // "delta": the finding "rounding:delta"
+  double share = 0;   // <e, e_s> / <e, e>
+  double bias = 0;    // <e_s, truth> / <truth, truth>
+  bool expected =
+      false;  // the model does not know which way it went: share is the mean of its square, bias unknown
 };
 
 // A mechanism that accounts for a head's signed bias.
 struct BiasSource {
-  std::string source;  // "row_sum": P is rounded in PV and not in the row's sum; "ties": at the row's maximum
-  double bias = 0;     // that it makes
+  // "row_sum": P is rounded in PV and not in the row's sum; "ties": at the row's maximum; "sink": it is rounded itself.
+  std::string source;
+  double bias = 0;  // that it makes
 };
 
 struct HeadStages {
   TensorName tensor = TensorName::kOut;
-  std::int64_t batch = 0, head = 0;  // key/value heads of dk and dv
-  double z_rms = 0;                  // of the whole head, in units of what the format makes unavoidable
-  std::vector<StageShare> stages;    // in the order of the algorithm
-  double remainder = 1;              // 1 - their sum
-  double left = 1;                   // |e - sum e_s|^2 / <e, e>, of the stages that are not expected
-  double bias = 0;                   // <e, truth> / <truth, truth>
-  std::vector<BiasSource> bias_sources;  // only where the bias is beyond chance, and they account for it
+  std::int64_t batch = 0, head = 0;      // key/value heads of dk and dv
+  double z_rms = 0;                      // of the whole head, in units of what the format makes unavoidable
+  std::vector<StageShare> stages;        // in the order of the algorithm
+  double remainder = 1;                  // 1 - their sum
+  double left = 1;                       // |e - sum e_s|^2 / <e, e>, of the stages that are not expected
+  double bias = 0;                       // <e, truth> / <truth, truth>
+  bool biased = false;                   // is that beyond chance (bias_is_significant())?
+  std::vector<BiasSource> bias_sources;  // of one that is: what accounts for it
 };
 
 using TensorHead = std::pair<TensorName, std::pair<std::int64_t, std::int64_t>>;  // tensor, batch, head

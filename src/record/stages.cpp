@@ -12,8 +12,8 @@ struct Rows {
   std::vector<std::int64_t> batch, head, expected;
   std::vector<double> share, bias;
 
-  void add(const PathResult& of, const HeadStages& at, const std::string& named, double share_of, double bias_of,
-           bool is_expected) {
+  void add(const PathResult& of, const HeadStages& at, const std::string& named, double share_of,
+           double bias_of, bool is_expected) {
     path.push_back(of.path);
     tensor.emplace_back(text(at.tensor));
     name.push_back(named);
@@ -51,7 +51,8 @@ void write_stages(hid_t explain, const CaseResult& result) {
         bias_left -= one.bias;
       }
       stages.add(path, head, "remainder", head.remainder, bias_left, false);
-      for (const BiasSource& source : head.bias_sources) sources.add(path, head, source.source, 0, source.bias, false);
+      for (const BiasSource& source : head.bias_sources)
+        sources.add(path, head, source.source, 0, source.bias, false);
     }
   }
   if (!stages.path.empty()) stages.write(explain, "stages", "stage");

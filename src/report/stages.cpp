@@ -11,34 +11,41 @@
 namespace sinkscope {
 namespace {
 
+std::int64_t percent(double share) {
+  return std::llround(100 * share);
+}
+
 // "81 % Delta from the rounded out, 14 % dS, 3 % output, 2 % left", the largest first.
 std::string shares_text(std::vector<StageShare> stages, double remainder) {
   std::stable_sort(stages.begin(), stages.end(),
                    [](const StageShare& a, const StageShare& b) { return a.share > b.share; });
   std::string text;
   for (const StageShare& one : stages) {
-    text += fmt::format("{}{:.0f} % {}{}, ", one.expected ? "about " : "", 100 * one.share,
-                        stage_info(one.stage).words, "");
+    text += fmt::format("{}{} % {}, ", one.expected ? "about " : "", percent(one.share),
+                        stage_info(one.stage).words);
   }
-  return text + fmt::format("{:.0f} % left", 100 * remainder);
+  return text + fmt::format("{} % left", percent(remainder));
 }
 
 std::string_view words_of(const BiasSource& source) {
-  return source.source == "row_sum" ? "P rounded in PV and not in the row's sum" : "ties at the row's maximum";
+  return source.source == "row_sum" ? "P rounded in PV and not in the row's sum"
+         : source.source == "ties"  ? "ties at the row's maximum"
+                                    : "the sink's own rounding";
 }
 
+// "bias -0.0088: -0.0087 from the sink's own rounding".
 std::string bias_text(const HeadStages& head) {
-  std::string text;
-  for (const BiasSource& source : head.bias_sources) {
-    text += fmt::format("{}{:+.2g} from {}", text.empty() ? fmt::format("; bias {:+.2g}, ", head.bias) : ", ",
-                        source.bias, words_of(source));
-  }
-  return text;
+  std::string text = fmt::format("bias {:+.2g}", head.bias);
+  for (const BiasSource& source : head.bias_sources)
+    text += fmt::format("{} {:+.2g} from {}", &source == &head.bias_sources.front() ? ":" : ",", source.bias,
+                        words_of(source));
+  return text + (head.bias_sources.empty() ? " of unknown source" : "");
 }
 
 std::string name_of(const HeadStages& head) {
-  const std::string batch = head.tensor == TensorName::kDsinks ? "" : fmt::format(" batch {}", head.batch);
-  return fmt::format("{}{} {} {}", text(head.tensor), batch, is_of_keys(head.tensor) ? "kv head" : "head", head.head);
+  const std::string batch = head.batch > 0 ? fmt::format(" batch {}", head.batch) : "";
+  return fmt::format("{}{} {} {}", text(head.tensor), batch, is_of_keys(head.tensor) ? "kv head" : "head",
+                     head.head);
 }
 
 nlohmann::json number(double x) {
@@ -51,12 +58,15 @@ nlohmann::json number(double x) {
 std::string render_stages(const std::vector<HeadStages>& stages, bool verbose) {
   std::string block;
   for (const TensorStages& of : stages_by_tensor(stages)) {
-    block += fmt::format("    {} {:<6} {} (z_rms {:.2g})\n", block.empty() ? "rounding:" : "         ", text(of.tensor),
-                         shares_text(of.stages, of.remainder), of.z_rms);
+    block += fmt::format("    {} {:<6} {} (z_rms {:.2g})\n", block.empty() ? "rounding:" : "         ",
+                         text(of.tensor), shares_text(of.stages, of.remainder), of.z_rms);
     for (const HeadStages& head : stages) {
-      if (head.tensor != of.tensor || (!verbose && head.bias_sources.empty())) continue;
-      block += fmt::format("               {}: {} (z_rms {:.2g}){}\n", name_of(head),
-                           shares_text(head.stages, head.remainder), head.z_rms, bias_text(head));
+      if (head.tensor != of.tensor || !(verbose || head.biased)) continue;
+      block += fmt::format("                {}:", name_of(head));
+      if (verbose)
+        block += fmt::format(" {} (z_rms {:.2g})", shares_text(head.stages, head.remainder), head.z_rms);
+      if (head.biased) block += fmt::format("{} {}", verbose ? ";" : "", bias_text(head));
+      block += "\n";
     }
   }
   return block;
@@ -69,7 +79,8 @@ nlohmann::json stages_json(const std::vector<CaseResult>& results) {
       for (const HeadStages& head : path.explanation.stages) {
         nlohmann::json stages = nlohmann::json::array(), sources = nlohmann::json::array();
         for (const StageShare& one : head.stages) {
-          nlohmann::json stage = {{"stage", one.stage}, {"share", number(one.share)}, {"expected", one.expected}};
+          nlohmann::json stage = {
+              {"stage", one.stage}, {"share", number(one.share)}, {"expected", one.expected}};
           if (!one.expected) stage["bias"] = number(one.bias);
           stages.push_back(std::move(stage));
         }
@@ -84,6 +95,7 @@ nlohmann::json stages_json(const std::vector<CaseResult>& results) {
                         {"stages", stages},
                         {"remainder", number(head.remainder)},
                         {"bias", number(head.bias)},
+                        {"biased", head.biased},
                         {"bias_sources", sources}});
       }
     }

@@ -111,7 +111,8 @@ TEST(Explain, WithholdingACauseLeavesItUnexplained) {
     }
     ExplainOptions options;
     options.withheld = {fault, part};
-    const std::vector<Finding> findings = explain(c, truth, gate, run.outputs, metrics, false, options).findings;
+    const std::vector<Finding> findings =
+        explain(c, truth, gate, run.outputs, metrics, false, options).findings;
     ASSERT_FALSE(findings.empty());
     for (const Finding& finding : findings)
       EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);

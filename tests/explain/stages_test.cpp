@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which roundings make a right path's error: of the kernel on a real capture, and of paths that round in exactly one
 // place, made by plain loops.
+#include "src/explain/stages.hpp"
+
 #include <cmath>
 #include <functional>
 #include <map>
@@ -13,7 +15,6 @@
 #include "src/capture/capture.hpp"
 #include "src/compare/compare.hpp"
 #include "src/explain/narrow.hpp"
-#include "src/explain/stages.hpp"
 
 namespace sinkscope {
 namespace {
@@ -38,7 +39,8 @@ double share_of(const HeadStages& head, std::string_view stage) {
 
 std::string text_of(const Explanation& explanation) {
   std::string all;
-  for (const Finding& f : explanation.findings) all += fmt::format("{} {:.3f} [{}]\n", f.cause, f.share, scope_text(f));
+  for (const Finding& f : explanation.findings)
+    all += fmt::format("{} {:.3f} [{}]\n", f.cause, f.share, scope_text(f));
   for (const HeadStages& head : explanation.stages) {
     all += fmt::format("{} {} {}:", text(head.tensor), head.batch, head.head);
     for (const StageShare& one : head.stages) all += fmt::format(" {} {:.4f}", one.stage, one.share);
@@ -96,8 +98,10 @@ TEST(Stages, WithTheResidualDeltaIsFreeOfIt) {
 
 // What a path does that rounds where it is told to, in plain loops over one batch entry.
 struct Plan {
-  Narrow s = Narrow::kNone, p = Narrow::kNone, softmax = Narrow::kNone, dp = Narrow::kNone, ds = Narrow::kNone;
-  Narrow operands = Narrow::kNone, sums = Narrow::kNone, backward_p = Narrow::kNone, delta = Narrow::kNone;
+  Narrow s = Narrow::kNone, p = Narrow::kNone, softmax = Narrow::kNone, dp = Narrow::kNone,
+         ds = Narrow::kNone;
+  Narrow operands = Narrow::kNone, sums = Narrow::kNone, key_sums = Narrow::kNone, backward_p = Narrow::kNone,
+         delta = Narrow::kNone;
   bool exact_sum = false;       // the row's sum is of P before it is rounded
   bool delta_from_out = false;  // of the rounded out
 };
@@ -111,10 +115,11 @@ Outputs played(const Case& c, const Plan& plan) {
   const Narrow format = narrow_of(s.dtype);
   for (std::int64_t h = 0; h < s.hq; ++h) {
     const std::int64_t kv = h / s.group();
-    const auto at = [&](const Tensor& t, std::int64_t head, std::int64_t rows, std::int64_t i, std::int64_t x) {
-      return narrowed(t.at((head * rows + i) * s.d + x), o);
+    const auto at = [&](const Tensor& t, std::int64_t head, std::int64_t rows, std::int64_t i,
+                        std::int64_t x) { return narrowed(t.at((head * rows + i) * s.d + x), o); };
+    const auto key = [&](std::int64_t j, std::int64_t x) {
+      return static_cast<std::size_t>((kv * s.sk + j) * s.d + x);
     };
-    const auto key = [&](std::int64_t j, std::int64_t x) { return static_cast<std::size_t>((kv * s.sk + j) * s.d + x); };
     for (std::int64_t i = 0; i < s.sq; ++i) {
       const std::int64_t seen = i + s.sk - s.sq + 1;
       std::vector<double> logits, dp, p, weights;
@@ -134,7 +139,8 @@ Outputs played(const Case& c, const Plan& plan) {
       const double of_row = most + std::log(exact);
       for (const double logit : logits) {
         p.push_back(narrowed(std::exp(logit - of_row), plan.softmax));
-        weights.push_back(plan.softmax == Narrow::kNone ? narrowed(std::exp(logit - most), plan.p) : p.back());
+        weights.push_back(plan.softmax == Narrow::kNone ? narrowed(std::exp(logit - most), plan.p)
+                                                        : p.back());
         rounded += weights.back();
       }
       const double divisor = plan.softmax != Narrow::kNone ? 1 : plan.exact_sum ? exact : rounded;
@@ -161,13 +167,17 @@ Outputs played(const Case& c, const Plan& plan) {
         for (std::int64_t x = 0; x < s.d; ++x) {
           row[static_cast<std::size_t>(x)] =
               narrowed(row[static_cast<std::size_t>(x)] + ds * at(c.k, kv, s.sk, j, x), plan.sums);
-          dk[key(j, x)] += scale * ds * at(c.q, h, s.sq, i, x);
-          dv[key(j, x)] += narrowed(p[n], plan.backward_p) * at(c.dout, h, s.sq, i, x);
+          double& of_dk = dk[key(j, x)];
+          double& of_dv = dv[key(j, x)];
+          of_dk = narrowed(of_dk + ds * at(c.q, h, s.sq, i, x), plan.key_sums);
+          of_dv =
+              narrowed(of_dv + narrowed(p[n], plan.backward_p) * at(c.dout, h, s.sq, i, x), plan.key_sums);
         }
       }
       for (const double x : row) dq.push_back(scale * x);
     }
   }
+  for (double& x : dk) x *= scale;
   Outputs outputs;
   outputs.out = Tensor::rounded(s.dtype, {1, s.hq, s.sq, s.d}, out);
   outputs.lse = Tensor::rounded(DType::kFp32, {1, s.hq, s.sq}, lse);
@@ -198,11 +208,12 @@ void expect_found(const std::string& line, const Planted& planted) {
     for (const StageShare& one : of.stages) {
       if (one.stage == planted.stage) share = one.share;
       const bool expected = one.stage == planted.stage || one.stage == "output";
-      EXPECT_TRUE(expected || std::fabs(one.share) < 0.03)
-          << text(of.tensor) << " " << one.stage << "\n" << text_of(explanation);
+      EXPECT_TRUE(expected || std::fabs(one.share) < 0.03) << text(of.tensor) << " " << one.stage << "\n"
+                                                           << text_of(explanation);
     }
     if (of.tensor == TensorName::kDsinks) continue;
-    EXPECT_EQ(share > 0.1, planted.tensors.contains(of.tensor)) << text(of.tensor) << "\n" << text_of(explanation);
+    EXPECT_EQ(share > 0.1, planted.tensors.contains(of.tensor)) << text(of.tensor) << "\n"
+                                                                << text_of(explanation);
     EXPECT_LT(std::fabs(of.remainder), 0.1) << text(of.tensor) << "\n" << text_of(explanation);
   }
   EXPECT_TRUE(has(explanation, fmt::format("rounding:{}", planted.stage))) << text_of(explanation);
@@ -224,6 +235,7 @@ TEST(Stages, FindsTheOneThatIsPlanted) {
   expect_found(line, {"ds", {kDq, kDk}, {.ds = b}});
   expect_found(line, {"dp", {kDq, kDk}, {.dp = b}});
   expect_found(line, {"accumulate", {kOut, kDq}, {.sums = b}});
+  expect_found(line, {"accumulate", {kDk, kDv}, {.key_sums = b}});
   expect_found("b1 hq4 hkv2 sq96 sk96 d32 fp16 causal seed=4", {"ds", {kDq, kDk}, {.ds = Narrow::kFp16}});
 }
 
