@@ -42,7 +42,6 @@ struct Roundings {
 struct RowScalars {
   std::vector<double> lse, delta;
 };
-RowScalars row_scalars(const HeadData& head, const Roundings& r);
 
 // Some rows and some keys of a head (sorted). out and dq need all keys, dk and dv all rows.
 class RoundedBlock {
@@ -86,8 +85,5 @@ class RoundedBlock {
   std::vector<std::pair<std::size_t, std::size_t>> seen_;  // [rows] first and end of the keys, within keys_
   std::map<std::pair<Narrow, bool>, Logits> logits_;
 };
-
-// The head's gradient of its sink.
-double rounded_dsink(const HeadData& head, const RowScalars& scalars);
 
 }  // namespace sinkscope

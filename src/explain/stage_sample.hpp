@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "src/explain/rounded_head.hpp"
 #include "src/explain/rounding.hpp"
+#include "src/explain/row_scalars.hpp"
 
 namespace sinkscope {
 

@@ -13,6 +13,7 @@
 #include "src/diff/diff.hpp"
 #include "src/explain/finding.hpp"
 #include "src/explain/rounding.hpp"
+#include "src/explain/stage_info.hpp"
 #include "src/gate/gate.hpp"
 #include "src/inputs/case.hpp"
 #include "src/truth/truth.hpp"
@@ -79,13 +80,5 @@ std::vector<TensorStages> stages_by_tensor(const std::vector<HeadStages>& stages
 
 // One finding for each stage that makes at least a tenth of the squared error of some tensor, the largest first.
 std::vector<Finding> findings_of_stages(const AttentionShape& shape, const std::vector<HeadStages>& stages);
-
-// Every stage: its id, a few words for it, what it says and what to do about it.
-struct StageInfo {
-  std::string_view id;
-  std::string_view words, sentence, fix;
-};
-const std::vector<StageInfo>& all_stages();
-const StageInfo& stage_info(std::string_view id);  // of all_stages()
 
 }  // namespace sinkscope

@@ -33,13 +33,19 @@ std::string_view words_of(const BiasSource& source) {
                                     : "the sink's own rounding";
 }
 
-// "bias -0.0088: -0.0087 from the sink's own rounding".
+// "bias -0.0088: -0.0087 from the sink's own rounding"; where no mechanism is known, the stage that makes most of it.
 std::string bias_text(const HeadStages& head) {
   std::string text = fmt::format("bias {:+.2g}", head.bias);
-  for (const BiasSource& source : head.bias_sources)
+  for (const BiasSource& source : head.bias_sources) {
     text += fmt::format("{} {:+.2g} from {}", &source == &head.bias_sources.front() ? ":" : ",", source.bias,
                         words_of(source));
-  return text + (head.bias_sources.empty() ? " of unknown source" : "");
+  }
+  if (!head.bias_sources.empty()) return text;
+  for (const StageShare& one : head.stages) {
+    if (one.bias / head.bias > 0.5)
+      return text + fmt::format(": {:+.2g} from {}", one.bias, stage_info(one.stage).words);
+  }
+  return text + " of unknown source";
 }
 
 std::string name_of(const HeadStages& head) {
@@ -61,7 +67,7 @@ std::string render_stages(const std::vector<HeadStages>& stages, bool verbose) {
     block += fmt::format("    {} {:<6} {} (z_rms {:.2g})\n", block.empty() ? "rounding:" : "         ",
                          text(of.tensor), shares_text(of.stages, of.remainder), of.z_rms);
     for (const HeadStages& head : stages) {
-      if (head.tensor != of.tensor || !(verbose || head.biased)) continue;
+      if (head.tensor != of.tensor || (!verbose && head.bias_sources.empty())) continue;
       block += fmt::format("                {}:", name_of(head));
       if (verbose)
         block += fmt::format(" {} (z_rms {:.2g})", shares_text(head.stages, head.remainder), head.z_rms);
