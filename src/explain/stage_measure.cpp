@@ -198,6 +198,7 @@ HeadStages measure_stages(const StageInputs& inputs, const SampledTensor& sample
   if (head.err2 == 0) return measurement.finish();
   const std::vector<Step> steps = steps_of(roundings, sample.tensor);
   std::vector<Roundings> wanted;
+  wanted.reserve(steps.size() + 2);
   for (const Step& step : steps) wanted.push_back(step.roundings);
   const bool sums_differ = explain_bias && sample.tensor == TensorName::kOut && roundings.exact_sum;
   if (sums_differ) {
