@@ -43,6 +43,10 @@ std::vector<RoundingFit> rounded_at_once(State& state, const std::vector<std::si
 
 }  // namespace
 
+std::shared_ptr<Results> shared_results(const Case& c, int threads) {
+  return std::make_shared<Results>(c, threads);
+}
+
 Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options) {
@@ -58,7 +62,9 @@ Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const O
     return healthy;
   }
 
-  State state(c, gate, std::move(cells), failed, options.threads);
+  const std::shared_ptr<Results> results =
+      options.results ? options.results : shared_results(c, options.threads);
+  State state(c, gate, std::move(cells), failed, results);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
   std::vector<std::size_t> biased, unclear;
   for (std::size_t i = 0; i < failed.size(); ++i) {
@@ -93,23 +99,26 @@ Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const O
   std::sort(unclear.begin(), unclear.end());
   unclear.erase(std::unique(unclear.begin(), unclear.end()), unclear.end());
   const auto add_rounding = [&](const RoundingFit& fit) {
-    if (!path.model) path.model = fit.model;
     findings.push_back(finding_of(state, fit));
     std::erase_if(unclear, [&](std::size_t i) {
       return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
     });
   };
-  for (const RoundingFit& fit : rounded) add_rounding(fit);
-  if (rounded.empty()) {
-    for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
-  }
+  const std::vector<RoundingFit> by_model =
+      rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded;
+  for (const RoundingFit& fit : by_model) add_rounding(fit);
+  // What the first of them is known to do, it does everywhere.
+  if (!by_model.empty()) path.model = by_model.front().model;
   FailingPath failing{state, unclear, {}};
   for (const Accepted& one : accepted) add_mistake(failing, one);
   std::vector<HeadStages> by_stages;
   std::vector<HeadStages> stages = stages_of_failing(path, failing, by_stages);
   for (Finding& finding : findings_of_stages(c.problem.shape, by_stages))
     findings.push_back(std::move(finding));
-  if (!failing.unclear.empty()) findings.push_back(unexplained(state, failing.unclear, !findings.empty()));
+  unclear = std::move(failing.unclear);
+  for (const RoundingFit& fit : explain_by_exponentials(state, unclear)) add_rounding(fit);
+  if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
+  results->keep_only({right_function(c, 0).key});  // of other functions the next path has its own
   return {std::move(findings), std::move(stages)};
 }
 

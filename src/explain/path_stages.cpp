@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/explain/rounding_search.hpp"
+
 namespace sinkscope {
 namespace {
 
@@ -85,11 +87,14 @@ std::vector<HeadStages> stages_of_failing(StagesOf path, FailingPath& failing,
   path.heads = all_heads(path.metrics);
   std::erase_if(path.heads, [&](const TensorHead& head) { return left_out.contains(head); });
   if (path.heads.empty()) return {};
-  for (const std::set<TensorHead>* wrong : {&unclear, &failing.mistaken}) {
-    for (const TensorHead& head : *wrong) {
-      if (head.first == TensorName::kOut) path.own_out = false;
-      if (head.first == TensorName::kLse) path.own_lse = false;
-    }
+  for (const TensorHead& head : failing.mistaken) {
+    if (head.first == TensorName::kOut) path.own_out = false;
+    if (head.first == TensorName::kLse) path.own_lse = false;
+  }
+  for (const std::size_t i : failing.unclear) {
+    const CellState& cs = failing.state.cells()[i];
+    if (cs.cell.tensor == TensorName::kOut) path.own_out = false;
+    if (cs.cell.tensor == TensorName::kLse && !is_of_exponentials(failing.state, cs)) path.own_lse = false;
   }
   std::vector<HeadStages> stages = rounding_stages(path);
 

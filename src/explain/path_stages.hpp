@@ -15,7 +15,7 @@ std::vector<HeadStages> stages_of_passing(StagesOf path);
 
 // A path of which something fails.
 struct FailingPath {
-  const State& state;
+  State& state;
   std::vector<std::size_t> unclear;  // cells that fail and no cause fits
   std::set<TensorHead> mistaken;     // what a mistake reaches, whether that fails or not
 };
