@@ -99,7 +99,8 @@ class PathComparison {
       if (options_.explain) {
         const bool no_dsinks = first.backend != "recorded" && is_asked(case_, TensorName::kDsinks) &&
                                !first.outputs.dsinks.given();
-        result.explanation = explain(case_, gate_, first.outputs, result.metrics, no_dsinks, explaining_);
+        result.explanation =
+            explain(case_, truth_, gate_, first.outputs, result.metrics, no_dsinks, explaining_);
       }
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
     } catch (const InputError&) {

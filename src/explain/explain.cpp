@@ -5,6 +5,7 @@
 
 #include "src/explain/consequences.hpp"
 #include "src/explain/make_finding.hpp"
+#include "src/explain/path_stages.hpp"
 
 namespace sinkscope {
 namespace {
@@ -47,15 +48,20 @@ std::shared_ptr<Results> shared_results(const Case& c, int threads) {
   return std::make_shared<Results>(c, threads);
 }
 
-Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
+Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options) {
   std::vector<bool> failed;
   std::vector<Cell> cells = cells_and_failures(c, gate, outputs, metrics, failed);
   const bool anything = std::find(failed.begin(), failed.end(), true) != failed.end();
+  StagesOf path{c, truth, gate, outputs, metrics};
+  path.threads = options.threads;
   if (!anything && !dsinks_missing) {
-    const std::vector<Finding> none = {nothing_wrong()};
-    return {none, training_of(c, metrics, none, {}, false)};
+    Explanation healthy{{nothing_wrong()}, stages_of_passing(path), {}};
+    healthy.training = training_of(c, metrics, healthy.findings, {}, false);
+    for (Finding& finding : findings_of_stages(c.problem.shape, healthy.stages))
+      healthy.findings.push_back(std::move(finding));
+    return healthy;
   }
 
   const std::shared_ptr<Results> results =
@@ -104,13 +110,24 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
       });
     }
   };
-  add(rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded);
+  const std::vector<RoundingFit> by_model =
+      rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded;
+  add(by_model);
+  // What the first of them is known to do, it does everywhere.
+  if (!by_model.empty()) path.model = by_model.front().model;
+  FailingPath failing{state, unclear, {}};
+  for (const Accepted& one : accepted) add_mistake(failing, one);
+  std::vector<HeadStages> by_stages;
+  std::vector<HeadStages> stages = stages_of_failing(path, failing, by_stages);
+  for (Finding& finding : findings_of_stages(c.problem.shape, by_stages))
+    findings.push_back(std::move(finding));
+  unclear = std::move(failing.unclear);
   add(explain_by_exponentials(state, unclear));
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
   const Consequences consequences = consequences_of(state, accepted, by_rounding, unclear);
   results->keep_only({right_function(c, 0).key});  // of other functions the next path has its own
   Training training = training_of(c, metrics, findings, consequences, dsinks_missing);
-  return {std::move(findings), std::move(training)};
+  return {std::move(findings), std::move(stages), std::move(training)};
 }
 
 }  // namespace sinkscope

@@ -10,6 +10,7 @@
 
 #include "src/diff/diff.hpp"
 #include "src/explain/finding.hpp"
+#include "src/explain/stages.hpp"
 #include "src/explain/training.hpp"
 #include "src/gate/gate.hpp"
 #include "src/inputs/case.hpp"
@@ -29,13 +30,15 @@ struct ExplainOptions {
 
 // What explain says of a path.
 struct Explanation {
-  std::vector<Finding> findings;  // one per cause, the largest effect first; {none} for a path that passes
-  Training training;              // not given where the path gave no gradient
+  // One per cause, the largest effect first. A path that passes gives {none}, then the roundings that make its error.
+  std::vector<Finding> findings;
+  std::vector<HeadStages> stages;  // where the error comes from, of what is right but for its roundings
+  Training training;               // not given where the path gave no gradient
 };
 
-// `metrics` are those of `outputs`; only heads that fail the gate are explained. `dsinks_missing`: the path was asked
-// for dsinks and gave none. The inputs must be fit to be judged by.
-Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
+// `metrics` are those of `outputs` against `truth`; a mistake is looked for where a head fails the gate. `dsinks_missing`:
+// the path was asked for dsinks and gave none. The inputs must be fit to be judged by.
+Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options = {});
 

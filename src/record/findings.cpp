@@ -6,6 +6,7 @@
 
 #include "src/record/h5.hpp"
 #include "src/record/training.hpp"
+#include "src/record/stages.hpp"
 
 namespace sinkscope {
 
@@ -53,6 +54,7 @@ void write_findings(hid_t problem, const CaseResult& result) {
   h5::write_dataset(group, "share", rows, std::span<const double>(share));
   h5::write_dataset(group, "residual_z", rows, std::span<const double>(residual_z));
   write_training(group, result);
+  write_stages(group, result);
 }
 
 }  // namespace sinkscope

@@ -6,6 +6,7 @@
 #include "nlohmann/json.hpp"
 
 #include "src/record/sidecar.hpp"
+#include "src/report/stages.hpp"
 #include "src/report/training.hpp"
 
 namespace sinkscope {
@@ -42,7 +43,11 @@ std::string render_findings(const CaseResult& result, bool verbose) {
       continue;
     }
     block += "\n";
-    for (const Finding& finding : path.explanation.findings) block += paragraph(finding);
+    for (const Finding& finding : path.explanation.findings) {
+      block += paragraph(finding);
+      if (finding.cause == kNoCause) break;  // what comes after it is said by the stages
+    }
+    block += render_stages(path.explanation.stages, verbose);
     block += render_training(path.explanation.training, verbose);
   }
   return block;

@@ -10,11 +10,10 @@
 
 namespace sinkscope {
 
-// One block per case: one paragraph per finding of each path that ran, and what they mean for training; with `verbose`
-// every head of that.
+// One block per case: of each path that ran one paragraph per finding, where the error of each tensor comes from, and what
+// that means for training; with `verbose` every head of these.
 std::string render_findings(const CaseResult& result, bool verbose);
 
 // The list `findings`, one object per cause of a path. Schema in src/report/README.md.
 nlohmann::json findings_json(const std::vector<CaseResult>& results);
-
 }  // namespace sinkscope

@@ -7,6 +7,7 @@
 #include "src/record/sidecar.hpp"
 #include "src/report/findings.hpp"
 #include "src/report/training.hpp"
+#include "src/report/stages.hpp"
 
 namespace sinkscope {
 namespace {
@@ -95,6 +96,8 @@ std::string to_json(const std::vector<CaseResult>& results, const RunInfo& info,
   if (!findings.empty()) document["findings"] = findings;
   const nlohmann::json training = training_json(results);
   if (!training.empty()) document["training"] = training;
+  const nlohmann::json stages = stages_json(results);
+  if (!stages.empty()) document["stages"] = stages;
   document["exit_code"] = static_cast<int>(exit_code(all));
   return document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }

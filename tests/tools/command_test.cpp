@@ -61,15 +61,28 @@ TEST_F(Command, ExplainsWhatFails) {
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.out.find("sink_twice: the sink is counted twice"), std::string::npos) << ran.out;
   EXPECT_NE(ran.out.find("none: nothing fails"), std::string::npos) << ran.out;
-  const nlohmann::json findings = nlohmann::json::parse(content_of(json)).at("findings");
-  ASSERT_EQ(findings.size(), 2U);
+  EXPECT_NE(ran.out.find("rounding: out"), std::string::npos) << ran.out;
+  const nlohmann::json document = nlohmann::json::parse(content_of(json)), findings = document.at("findings");
+  ASSERT_GT(findings.size(), 2U);
   EXPECT_EQ(findings[0].at("cause"), "sink_twice");
   EXPECT_EQ(findings[0].at("path"), "fault:sink_twice:sink_kernel");
   EXPECT_EQ(findings[0].at("heads"), (std::vector<int>{0, 1}));
   EXPECT_GT(findings[0].at("share").get<double>(), 0.9);
   EXPECT_LT(findings[0].at("residual_z").get<double>(), 2.2);
   EXPECT_EQ(findings[1].at("cause"), "none");
-  const nlohmann::json training = nlohmann::json::parse(content_of(json)).at("training");
+  for (std::size_t i = 2; i < findings.size(); ++i) {
+    EXPECT_EQ(findings[i].at("cause").get<std::string>().substr(0, 9), "rounding:");
+    EXPECT_EQ(findings[i].at("path"), "sink_kernel");
+  }
+  const nlohmann::json stages = document.at("stages");
+  ASSERT_GT(stages.size(), 4U);
+  for (const nlohmann::json& head : stages) {
+    EXPECT_EQ(head.at("path"), "sink_kernel") << "every head of the fault is mistaken";
+    double sum = head.at("remainder").get<double>();
+    for (const nlohmann::json& stage : head.at("stages")) sum += stage.at("share").get<double>();
+    EXPECT_NEAR(sum, 1, 1e-9);
+  }
+  const nlohmann::json training = document.at("training");
   ASSERT_EQ(training.size(), 2U);
   EXPECT_EQ(training[0].at("changed"), true);
   EXPECT_EQ(training[0].at("share_of_causes")[0].at("cause"), "sink_twice");

@@ -6,6 +6,7 @@
 
 #include "src/diff/diff.hpp"
 #include "src/explain/cause.hpp"
+#include "src/explain/stages.hpp"
 #include "src/faults/fault.hpp"
 #include "src/gate/gate.hpp"
 #include "src/paths/table.hpp"
@@ -66,6 +67,7 @@ void list_causes() {
   for (const std::vector<Cause>* causes : {&all_causes(), &fact_causes()}) {
     for (const Cause& cause : *causes) fmt::print("{:<18} {}\n", cause.id, cause.sentence);
   }
+  for (const StageInfo& stage : all_stages()) fmt::print("rounding:{:<14} {}\n", stage.id, stage.sentence);
 }
 
 void list_fills() {
