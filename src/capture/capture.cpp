@@ -240,11 +240,7 @@ class CaptureReader {
         fail(fmt::format("has '{}' but no 'sinks'", name));
       const bool has_d = *kind != TensorName::kLse && *kind != TensorName::kDsinks;
       Tensor tensor = has_d ? take_heads_first(name, 4) : take(name);
-      const bool of_keys = is_of_keys(*kind);
-      std::vector<std::int64_t> wanted = {s.hq};
-      if (*kind == TensorName::kLse) wanted = {s.b, s.hq, s.sq};
-      if (has_d) wanted = {s.b, of_keys ? s.hkv : s.hq, of_keys ? s.sk : s.sq, s.d};
-      expect_shape(name, tensor, wanted);
+      expect_shape(name, tensor, output_shape(s, *kind));
       expect_float(name, tensor, true);
       c.recorded[name.substr(0, dot)][*kind] = std::move(tensor);
     }

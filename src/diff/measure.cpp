@@ -47,13 +47,6 @@ Extents extents_of(const AttentionShape& s, TensorName name) {
   return {1, s.hq, 1, 1};
 }
 
-std::vector<std::int64_t> shape_of(const AttentionShape& s, TensorName name) {
-  const Extents e = extents_of(s, name);
-  if (name == TensorName::kDsinks) return {e.h};
-  if (name == TensorName::kLse) return {e.b, e.h, e.rows};
-  return {e.b, e.h, e.rows, e.columns};
-}
-
 // 0 finite, 1 NaN, 2 inf, 3 -inf.
 int class_of(double x) {
   return std::isfinite(x) ? 0 : std::isnan(x) ? 1 : x > 0 ? 2 : 3;
@@ -271,11 +264,11 @@ TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const 
   const std::vector<double>& sigmas = values_of(truth.sigma, name);
   const std::int64_t per_head = extents.rows * extents.columns;
   const std::int64_t heads = extents.b * extents.h;
-  if (got.shape() != shape_of(s, name) || refs.size() != static_cast<std::size_t>(got.size()) ||
+  if (got.shape() != output_shape(s, name) || refs.size() != static_cast<std::size_t>(got.size()) ||
       sigmas.size() != refs.size()) {
     throw std::invalid_argument(fmt::format("{} has shape {}, wanted {} (the truth has {} elements)",
                                             text(name), shape_text(got.shape()),
-                                            shape_text(shape_of(s, name)), refs.size()));
+                                            shape_text(output_shape(s, name)), refs.size()));
   }
 
   TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}};

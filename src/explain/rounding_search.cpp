@@ -86,7 +86,8 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
       Prediction prediction = state.predicted_base(cs);  // for its sigma
       prediction.value = predict(c, cs.cell, base, result).value;
       const Fit after = fit(cs.cell, prediction, cs.limits);
-      if (after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * cs.base.z2) left[m][i] = after;
+      if (std::isfinite(after.z2) && after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * cs.base.z2)
+        left[m][i] = after;
     }
   }
   const std::vector<std::size_t> order = by_what_they_explain(left);

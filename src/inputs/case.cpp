@@ -69,6 +69,22 @@ const Tensor& Outputs::operator[](TensorName name) const {
   return dsinks;
 }
 
+std::vector<std::int64_t> output_shape(const AttentionShape& s, TensorName name) {
+  switch (name) {
+    case TensorName::kOut:
+    case TensorName::kDq:
+      return {s.b, s.hq, s.sq, s.d};
+    case TensorName::kLse:
+      return {s.b, s.hq, s.sq};
+    case TensorName::kDk:
+    case TensorName::kDv:
+      return {s.b, s.hkv, s.sk, s.d};
+    case TensorName::kDsinks:
+      break;
+  }
+  return {s.hq};
+}
+
 std::string inputs_sha256(const Case& c) {
   Sha256 hash;
   const auto add_text = [&](const std::string& text) { hash.update(std::as_bytes(std::span(text))); };

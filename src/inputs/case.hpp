@@ -29,6 +29,9 @@ struct Outputs {
   const Tensor& operator[](TensorName name) const;
 };
 
+// The shape of one of them.
+std::vector<std::int64_t> output_shape(const AttentionShape& s, TensorName name);
+
 struct Case {
   std::string name;  // a capture's file stem, else p0001, p0002, ...
   Problem problem;   // its shape is filled in, for captures too

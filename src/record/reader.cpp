@@ -123,6 +123,21 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+// Numbers apart by blanks; none where the attribute is absent.
+std::vector<std::int64_t> read_lengths(hid_t problem, const char* name) {
+  if (!h5::has_attribute(problem, name)) return {};
+  const std::string text = h5::read_text_attribute(problem, name);
+  std::vector<std::int64_t> lengths;
+  for (const char *at = text.data(), *end = at + text.size(); at < end;) {
+    std::int64_t length = -1;
+    const auto [next, error] = std::from_chars(at, end, length);
+    if (error != std::errc() || length < 0) throw h5::Hdf5Error(fmt::format("{} is '{}'", name, text));
+    lengths.push_back(length);
+    at = next == end ? next : next + 1;
+  }
+  return lengths;
+}
+
 CaseResult read_problem(hid_t problems, const std::string& name) {
   const h5::Handle problem = h5::open_group(problems, name);
   CaseResult result;
@@ -144,6 +159,8 @@ CaseResult read_problem(hid_t problems, const std::string& name) {
   s.causal = h5::read_integer_attribute(problem, "causal") != 0;
   s.window = h5::read_integer_attribute(problem, "window");
   s.scale = h5::read_real_attribute(problem, "scale");
+  s.docs = read_lengths(problem, "docs");
+  s.docs_k = read_lengths(problem, "docs_k");
   for (const char* key : kCaptureAttributes) {
     if (h5::has_attribute(problem, key)) result.metadata[key] = h5::read_text_attribute(problem, key);
   }

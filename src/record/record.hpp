@@ -17,7 +17,7 @@
 namespace sinkscope {
 
 inline constexpr int kRecordMajor = 1;
-inline constexpr int kRecordMinor = 1;
+inline constexpr int kRecordMinor = 2;
 
 // What a record keeps of a capture's own words.
 inline constexpr std::array kCaptureAttributes = {"source", "model", "layer"};

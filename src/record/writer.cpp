@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
@@ -229,6 +230,9 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
       {"sk", s.sk}, {"d", s.d},   {"causal", s.causal}, {"window", s.window}};
   for (const auto& [name, number] : numbers) h5::write_attribute(problem, name, number);
   h5::write_attribute(problem, "scale", s.scale);
+  for (const auto& [name, lengths] : {std::pair{"docs", &s.docs}, {"docs_k", &s.docs_k}}) {
+    if (!lengths->empty()) h5::write_attribute(problem, name, fmt::format("{}", fmt::join(*lengths, " ")));
+  }
   for (const char* key : kCaptureAttributes) {
     const auto found = result.metadata.find(key);
     if (found != result.metadata.end()) h5::write_attribute(problem, key, found->second);
