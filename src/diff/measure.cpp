@@ -256,6 +256,10 @@ std::int64_t rows_of_head(const AttentionShape& shape, TensorName name) {
   return extents_of(shape, name).rows;
 }
 
+std::vector<std::int64_t> real_rows(const AttentionShape& shape, TensorName name) {
+  return name == TensorName::kDsinks ? std::vector<std::int64_t>() : shape.seqlens;
+}
+
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager, int threads) {
   const AttentionShape& s = c.problem.shape;
@@ -271,18 +275,19 @@ TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const 
                                             shape_text(output_shape(s, name)), refs.size()));
   }
 
-  TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}};
+  TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}, real_rows(s, name)};
   metrics.heads.resize(static_cast<std::size_t>(heads));
   const bool stored_in_16_bits = got.dtype() == DType::kBf16 || got.dtype() == DType::kFp16;
   parallel_for(heads, threads, [&](std::int64_t head) {
-    std::vector<double> values(static_cast<std::size_t>(per_head));
+    const std::int64_t rows = metrics.rows_of(static_cast<std::size_t>(head));
+    std::vector<double> values(static_cast<std::size_t>(rows * extents.columns));
     got.widen(head * per_head, values);
     const auto first = static_cast<std::size_t>(head * per_head);
     HeadData data;
     data.got = values;
     data.ref = std::span(refs).subspan(first, values.size());
     data.sigma = std::span(sigmas).subspan(first, values.size());
-    data.rows = extents.rows;
+    data.rows = rows;
     data.columns = extents.columns;
     data.unit_roundoff = unit_roundoff(name == TensorName::kLse ? DType::kFp32 : s.dtype);
     data.stored = got.dtype();

@@ -68,6 +68,22 @@ Path dsink_batch(const Path& healthy) {
       });
 }
 
+Path dsink_padding(const Path& healthy) {
+  const auto needs_padding = [](const Case& c) -> std::optional<std::string> {
+    if (c.padded_dout.given()) return needs_dsinks(c);
+    return "the mistake needs rows of padding whose dout is not zero";
+  };
+  return wrap(healthy, "dsink_padding", needs_padding,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case with_padding = c;
+                with_padding.dout = c.padded_dout;
+                with_padding.dlse = c.padded_dlse;
+                PathRun run = path.run(c, options);
+                run.outputs.dsinks = path.run(with_padding, options).outputs.dsinks;
+                return run;
+              });
+}
+
 // -sum_i p_i sum_j P_ij dS_ij, from the path's own out and lse: a published formula read as it is printed.
 double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, std::int64_t head) {
   const AttentionShape& s = c.problem.shape;
@@ -219,6 +235,7 @@ std::vector<Fault> gradient_faults() {
       {"dsink_sign", "the sink's gradient has the wrong sign", dsink_sign},
       {"dsink_batch", "the sink's gradient is that of the first batch entry", dsink_batch},
       {"dsink_from_ds", "the sink's gradient is made from dS", dsink_from_ds},
+      {"dsink_padding", "the sink's gradient counts rows of padding", dsink_padding},
       {"delta_uncorrected", "Delta is taken from the out before the sink", delta_uncorrected},
       {"lse_without_sink", "the LSE and the backward's P leave the sink out", lse_without_sink},
       {"lse_log2", "the LSE is handed out in base 2", lse_log2},

@@ -91,8 +91,9 @@ void read_metrics(hid_t problem, TensorName tensor, CaseResult& result) {
   if (norms.size() != heads * result.paths.size() || profile.size() != norms.size() * kProfileBins) {
     throw h5::Hdf5Error(fmt::format("{} has an impossible size", text(tensor)));
   }
-  std::vector<TensorMetrics> of_path(result.paths.size(), TensorMetrics{tensor, b, h, rows_of_head(s, tensor),
-                                                                        std::vector<HeadMetrics>(heads)});
+  std::vector<TensorMetrics> of_path(result.paths.size(),
+                                     TensorMetrics{tensor, b, h, rows_of_head(s, tensor),
+                                                   std::vector<HeadMetrics>(heads), real_rows(s, tensor)});
   for (const MetricInfo& metric : all_metrics()) {
     const std::string name(metric.name);
     if (!h5::exists(group, name)) continue;  // an older minor version
@@ -161,6 +162,9 @@ CaseResult read_problem(hid_t problems, const std::string& name) {
   s.scale = h5::read_real_attribute(problem, "scale");
   s.docs = read_lengths(problem, "docs");
   s.docs_k = read_lengths(problem, "docs_k");
+  s.seqlens = read_lengths(problem, "seqlens");
+  if (!s.seqlens.empty() && static_cast<std::int64_t>(s.seqlens.size()) != s.b)
+    throw h5::Hdf5Error("seqlens has an impossible size");
   for (const char* key : kCaptureAttributes) {
     if (h5::has_attribute(problem, key)) result.metadata[key] = h5::read_text_attribute(problem, key);
   }

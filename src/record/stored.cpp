@@ -59,6 +59,25 @@ Tensor read_tensor(hid_t group, const std::string& name) {
   }
 }
 
+// Sizes that everything after this takes for granted; whether the bytes are right the sha256 says.
+void check_inputs(const Case& c) {
+  const AttentionShape& s = c.problem.shape;
+  const std::vector<std::int64_t> rows = output_shape(s, TensorName::kDq),
+                                  keys = output_shape(s, TensorName::kDk);
+  const std::vector<std::int64_t> lse = output_shape(s, TensorName::kLse), heads = {s.hq};
+  for (const auto& [tensor, wanted] : {std::pair{&c.q, &rows},
+                                       {&c.k, &keys},
+                                       {&c.v, &keys},
+                                       {&c.dout, &rows},
+                                       {&c.dlse, &lse},
+                                       {&c.sinks, &heads}}) {
+    if (tensor->given() && tensor->shape() != *wanted) {
+      throw h5::Hdf5Error(
+          fmt::format("an input has shape {}, wanted {}", shape_text(tensor->shape()), shape_text(*wanted)));
+    }
+  }
+}
+
 Case read_inputs(hid_t tensors, const CaseResult& result) {
   Case c;
   c.name = result.name;
@@ -73,12 +92,15 @@ Case read_inputs(hid_t tensors, const CaseResult& result) {
                                      {"dlse", &c.dlse}}) {
     *tensor = read_tensor(inputs, name);
   }
-  if (c.problem.capture.empty()) return c;  // the line says all the rest
-  c.problem.shape = result.shape;
-  c.problem.dlse = c.dlse.given();
-  c.problem.sink = c.sinks.given() ? SinkKind::kNormal : SinkKind::kNone;
-  if (c.sinks.given()) c.problem.sink_dtype = c.sinks.dtype();
-  check_problem(c.problem);
+  if (!c.problem.capture.empty()) {  // else the line says all the rest
+    c.problem.shape = result.shape;
+    c.problem.dlse = c.dlse.given();
+    c.problem.sink = c.sinks.given() ? SinkKind::kNormal : SinkKind::kNone;
+    if (c.sinks.given()) c.problem.sink_dtype = c.sinks.dtype();
+    check_problem(c.problem);
+  }
+  check_inputs(c);
+  set_padding_apart(c);
   return c;
 }
 

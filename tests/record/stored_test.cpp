@@ -78,8 +78,10 @@ void expect_same(const Finding& a, const Finding& b) {
 // The stored case is the case; its paths give what they gave and are explained as they were.
 void expect_same(const StoredCase& stored, const Case& c, const CaseResult& written, const Gate& gate) {
   EXPECT_EQ(stored.c.name, c.name);
+  EXPECT_EQ(inputs_sha256(stored.c), inputs_sha256(c));
   EXPECT_EQ(stored.c.problem, c.problem) << to_string(stored.c.problem);
-  for (const auto member : {&Case::q, &Case::k, &Case::v, &Case::sinks, &Case::dout, &Case::dlse})
+  for (const auto member : {&Case::q, &Case::k, &Case::v, &Case::sinks, &Case::dout, &Case::dlse,
+                            &Case::padded_dout, &Case::padded_dlse})
     EXPECT_TRUE(bitwise_equal(stored.c.*member, c.*member));
   CompareOptions options;
   options.repeat = 1;
@@ -108,13 +110,17 @@ void expect_same(const StoredCase& stored, const Case& c, const CaseResult& writ
 }
 
 TEST_F(Stored, GeneratedProblemsAreExplainedAsTheyWere) {
-  const std::vector<std::string> paths = {"sink_kernel", "fault:window_plus_one:sink_kernel",
-                                          "fault:sink_ignored:sink_kernel", "fault:gqa_mean:sink_kernel",
-                                          "fault:dsink_batch:sink_kernel"};
+  const std::vector<std::string> paths = {"sink_kernel",
+                                          "fault:window_plus_one:sink_kernel",
+                                          "fault:sink_ignored:sink_kernel",
+                                          "fault:gqa_mean:sink_kernel",
+                                          "fault:dsink_batch:sink_kernel",
+                                          "fault:dsink_padding:sink_kernel"};
   for (const char* line :
        {"b2 hq4 hkv2 sq70 sk90 d64 fp16 causal w30 dlse seed=9",  // a window, batch entries
         "b1 hq4 hkv2 sq80 sk80 d64 bf16 causal docs=30,10,40 sink=extreme layout=bshd seed=2",  // packed
         "b1 hq2 hkv2 sq60 sk60 d32 fp32 full sink_dtype=bf16 scale=0.3 grads=q,s seed=3",
+        "b2 hq2 hkv1 sq60 sk60 d64 bf16 causal seqlens=41,60 dlse seed=5",       // padding
         "b1 hq2 hkv1 sq60 sk60 d64 bf16 causal sink=none grads=none seed=4"}) {  // nothing but a forward
     const Case c = generate_case(parse_problem(line), "p0001");
     const CaseResult written = store(c, paths);
