@@ -90,10 +90,15 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
       return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
     });
   };
-  for (const RoundingFit& fit : rounded) add_rounding(fit);
-  if (rounded.empty()) {
-    for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
-  }
+  // Asked for all at once: a mistake in some heads goes on top of the roundings of all.
+  const bool is_enough = std::all_of(unclear.begin(), unclear.end(), [&](std::size_t i) {
+    return std::any_of(rounded.begin(), rounded.end(), [&](const RoundingFit& fit) {
+      return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
+    });
+  });
+  const std::vector<RoundingFit> fits =
+      is_enough ? rounded : explain_by_rounding(state, unclear, options.threads);
+  for (const RoundingFit& fit : fits) add_rounding(fit);
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
   return {std::move(findings)};
 }

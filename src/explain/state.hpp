@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "src/explain/cells.hpp"
@@ -22,6 +23,9 @@ struct CellState {
   double first_z2 = 0;  // under the truth
   std::optional<Prediction> fact;  // what a fact says of it, in place of the base
 };
+
+// The longest run of its rows that are wrong, or the middle 32 of it; nothing where none is.
+std::optional<Range> worst_rows(const CellState& cs);
 
 class State {
  public:
