@@ -63,6 +63,7 @@ class CaptureReader {
     s.scale = number<double>("scale", "number", -1e30, 1e30);
     s.docs = documents("cu_seqlens", s.sq);
     s.docs_k = documents("cu_seqlens_k", s.sk);
+    s.seqlens = lengths("seqlens", s.b);
     c.problem.dlse = c.dlse.given();
     c.problem.sink = c.sinks.given() ? SinkKind::kNormal : SinkKind::kNone;
     if (c.sinks.given()) c.problem.sink_dtype = c.sinks.dtype();
@@ -73,6 +74,7 @@ class CaptureReader {
     } catch (const InputError& error) {
       fail(fmt::format("holds an {}", error.what()));
     }
+    set_padding_apart(c);
     c.metadata = content_.metadata;
     return c;
   }
@@ -180,17 +182,30 @@ class CaptureReader {
         fail(fmt::format("has 'dlse' in {}, wanted fp32", name_of(c.dlse.dtype())));
       if (!c.dout.given()) fail("has 'dlse' without 'dout'");
     }
-    take("seqlens");  // lengths without padding: known to the format, not used here
     if (!c.dout.given()) c.problem.grads = {false, false, false, false};
+  }
+
+  void expect_integers(const std::string& name, const Tensor& tensor) const {
+    if (tensor.dtype() != DType::kInt32 && tensor.dtype() != DType::kInt64)
+      fail(fmt::format("has '{}' in {}, wanted i32 or i64", name, name_of(tensor.dtype())));
+  }
+
+  // One length per batch entry; check_problem says what they may be.
+  std::vector<std::int64_t> lengths(const std::string& name, std::int64_t count) {
+    const Tensor tensor = take(name);
+    if (!tensor.given()) return {};
+    expect_integers(name, tensor);
+    expect_shape(name, tensor, {count});
+    std::vector<std::int64_t> values;
+    for (std::int64_t i = 0; i < count; ++i) values.push_back(static_cast<std::int64_t>(tensor.at(i)));
+    return values;
   }
 
   // Lengths of packed documents from their offsets.
   std::vector<std::int64_t> documents(const std::string& name, std::int64_t total) {
     const Tensor cu = take(name);
     if (!cu.given()) return {};
-    if (cu.dtype() != DType::kInt32 && cu.dtype() != DType::kInt64) {
-      fail(fmt::format("has '{}' in {}, wanted i32 or i64", name, name_of(cu.dtype())));
-    }
+    expect_integers(name, cu);
     if (cu.shape().size() != 1 || cu.size() < 2) {
       fail(fmt::format("has '{}' of shape {}, wanted [documents + 1]", name, shape_text(cu.shape())));
     }
@@ -240,11 +255,7 @@ class CaptureReader {
         fail(fmt::format("has '{}' but no 'sinks'", name));
       const bool has_d = *kind != TensorName::kLse && *kind != TensorName::kDsinks;
       Tensor tensor = has_d ? take_heads_first(name, 4) : take(name);
-      const bool of_keys = is_of_keys(*kind);
-      std::vector<std::int64_t> wanted = {s.hq};
-      if (*kind == TensorName::kLse) wanted = {s.b, s.hq, s.sq};
-      if (has_d) wanted = {s.b, of_keys ? s.hkv : s.hq, of_keys ? s.sk : s.sq, s.d};
-      expect_shape(name, tensor, wanted);
+      expect_shape(name, tensor, output_shape(s, *kind));
       expect_float(name, tensor, true);
       c.recorded[name.substr(0, dot)][*kind] = std::move(tensor);
     }
@@ -255,10 +266,10 @@ class CaptureReader {
   bool bshd_ = false;
 };
 
-Tensor offsets_tensor(const std::vector<std::int64_t>& cu) {
-  Tensor tensor(DType::kInt32, {static_cast<std::int64_t>(cu.size())});
-  for (std::size_t i = 0; i < cu.size(); ++i)
-    tensor.set(static_cast<std::int64_t>(i), static_cast<double>(cu[i]));
+Tensor integers_tensor(const std::vector<std::int64_t>& values) {
+  Tensor tensor(DType::kInt32, {static_cast<std::int64_t>(values.size())});
+  for (std::size_t i = 0; i < values.size(); ++i)
+    tensor.set(static_cast<std::int64_t>(i), static_cast<double>(values[i]));
   return tensor;
 }
 
@@ -287,10 +298,11 @@ void save_capture(const std::string& path, const Case& c, bool overwrite) {
   put("k", c.k);
   put("v", c.v);
   put("sinks", c.sinks);
-  put("dout", c.dout);
-  put("dlse", c.dlse);
-  if (!s.docs.empty()) content.tensors["cu_seqlens"] = offsets_tensor(s.cu_q());
-  if (!s.docs_k.empty()) content.tensors["cu_seqlens_k"] = offsets_tensor(s.cu_k());
+  put("dout", c.padded_dout.given() ? c.padded_dout : c.dout);
+  put("dlse", c.padded_dlse.given() ? c.padded_dlse : c.dlse);
+  if (!s.docs.empty()) content.tensors["cu_seqlens"] = integers_tensor(s.cu_q());
+  if (!s.docs_k.empty()) content.tensors["cu_seqlens_k"] = integers_tensor(s.cu_k());
+  if (!s.seqlens.empty()) content.tensors["seqlens"] = integers_tensor(s.seqlens);
   for (const auto& [name, outputs] : c.recorded) {
     for (const TensorName tensor : kTensorNames)
       put(fmt::format("{}.{}", name, text(tensor)), outputs[tensor]);

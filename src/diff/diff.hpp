@@ -63,6 +63,11 @@ struct TensorMetrics {
   std::int64_t h = 0;
   std::int64_t rows = 0;  // of one head
   std::vector<HeadMetrics> heads;
+  std::vector<std::int64_t> real_rows = {};  // of each batch entry, where some are padding; empty: all
+
+  std::int64_t rows_of(std::size_t head) const {
+    return real_rows.empty() ? rows : real_rows[head / static_cast<std::size_t>(h)];
+  }
 };
 
 // What is known of a query head beside its errors, from the truth alone: heads [b * hq].
@@ -75,13 +80,14 @@ struct HeadFacts {
   std::vector<double> entropy;  // mean over rows
 };
 
-// Measures one output. `eager` may be null: the same tensor's metrics of the eager path, for the two ratios.
+// Measures one output, without rows of padding. `eager` may be null: the same tensor's metrics of the eager path, for the two ratios.
 // The tensor must have the truth's shape. Throws std::invalid_argument otherwise.
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager = nullptr, int threads = 0);
 
-// Rows of one head of a tensor.
+// Rows of one head of a tensor, and how many of them are measured where some are padding (TensorMetrics::real_rows).
 std::int64_t rows_of_head(const AttentionShape& shape, TensorName name);
+std::vector<std::int64_t> real_rows(const AttentionShape& shape, TensorName name);
 
 HeadFacts head_facts(const Case& c, const Truth& truth);
 

@@ -22,7 +22,8 @@ HeadFacts head_facts(const Case& c, const Truth& truth) {
   for (std::size_t head = 0; head < heads; ++head) {
     double p_sum = 0, p_max = 0, entropy = 0, weight = 0, gained = 0;
     double lse_min = kNaN, lse_max = kNaN;
-    for (std::size_t i = head * rows; i < (head + 1) * rows; ++i) {
+    const auto real = static_cast<std::size_t>(s.real_rows(static_cast<std::int64_t>(head) / s.hq, s.sq));
+    for (std::size_t i = head * rows; i < head * rows + real; ++i) {
       const double p = truth.p_sink[i];
       p_sum += p;
       p_max = std::max(p_max, p);
@@ -39,9 +40,9 @@ HeadFacts head_facts(const Case& c, const Truth& truth) {
       weight += out2;
       if (p < 1) gained += out2 / (1 - p);
     }
-    facts.p_sink_mean[head] = p_sum / static_cast<double>(rows);
+    facts.p_sink_mean[head] = p_sum / static_cast<double>(std::max<std::size_t>(1, real));
     facts.p_sink_max[head] = p_max;
-    facts.entropy[head] = entropy / static_cast<double>(rows);
+    facts.entropy[head] = entropy / static_cast<double>(std::max<std::size_t>(1, real));
     facts.lse_min[head] = lse_min;
     facts.lse_max[head] = lse_max;
     facts.predicted_gain[head] = weight > 0 ? gained / weight : 1;

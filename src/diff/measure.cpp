@@ -47,13 +47,6 @@ Extents extents_of(const AttentionShape& s, TensorName name) {
   return {1, s.hq, 1, 1};
 }
 
-std::vector<std::int64_t> shape_of(const AttentionShape& s, TensorName name) {
-  const Extents e = extents_of(s, name);
-  if (name == TensorName::kDsinks) return {e.h};
-  if (name == TensorName::kLse) return {e.b, e.h, e.rows};
-  return {e.b, e.h, e.rows, e.columns};
-}
-
 // 0 finite, 1 NaN, 2 inf, 3 -inf.
 int class_of(double x) {
   return std::isfinite(x) ? 0 : std::isnan(x) ? 1 : x > 0 ? 2 : 3;
@@ -263,6 +256,10 @@ std::int64_t rows_of_head(const AttentionShape& shape, TensorName name) {
   return extents_of(shape, name).rows;
 }
 
+std::vector<std::int64_t> real_rows(const AttentionShape& shape, TensorName name) {
+  return name == TensorName::kDsinks ? std::vector<std::int64_t>() : shape.seqlens;
+}
+
 TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const Tensor& got,
                       const TensorMetrics* eager, int threads) {
   const AttentionShape& s = c.problem.shape;
@@ -271,25 +268,26 @@ TensorMetrics measure(const Case& c, const Truth& truth, TensorName name, const 
   const std::vector<double>& sigmas = values_of(truth.sigma, name);
   const std::int64_t per_head = extents.rows * extents.columns;
   const std::int64_t heads = extents.b * extents.h;
-  if (got.shape() != shape_of(s, name) || refs.size() != static_cast<std::size_t>(got.size()) ||
+  if (got.shape() != output_shape(s, name) || refs.size() != static_cast<std::size_t>(got.size()) ||
       sigmas.size() != refs.size()) {
     throw std::invalid_argument(fmt::format("{} has shape {}, wanted {} (the truth has {} elements)",
                                             text(name), shape_text(got.shape()),
-                                            shape_text(shape_of(s, name)), refs.size()));
+                                            shape_text(output_shape(s, name)), refs.size()));
   }
 
-  TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}};
+  TensorMetrics metrics{name, extents.b, extents.h, extents.rows, {}, real_rows(s, name)};
   metrics.heads.resize(static_cast<std::size_t>(heads));
   const bool stored_in_16_bits = got.dtype() == DType::kBf16 || got.dtype() == DType::kFp16;
   parallel_for(heads, threads, [&](std::int64_t head) {
-    std::vector<double> values(static_cast<std::size_t>(per_head));
+    const std::int64_t rows = metrics.rows_of(static_cast<std::size_t>(head));
+    std::vector<double> values(static_cast<std::size_t>(rows * extents.columns));
     got.widen(head * per_head, values);
     const auto first = static_cast<std::size_t>(head * per_head);
     HeadData data;
     data.got = values;
     data.ref = std::span(refs).subspan(first, values.size());
     data.sigma = std::span(sigmas).subspan(first, values.size());
-    data.rows = extents.rows;
+    data.rows = rows;
     data.columns = extents.columns;
     data.unit_roundoff = unit_roundoff(name == TensorName::kLse ? DType::kFp32 : s.dtype);
     data.stored = got.dtype();

@@ -204,6 +204,26 @@ std::vector<Hypothesis> dsink_from_ds(const Cause& cause, const Probe&) {
   })};
 }
 
+std::optional<std::string> needs_padding(const Case& c) {
+  if (!c.sinks.given()) return "the case has no sink";
+  if (c.problem.shape.seqlens.empty()) return "the case has no rows of padding";
+  if (c.padded_dout.given()) return std::nullopt;
+  return "dout is zero in every row of padding";
+}
+
+// In the sink's gradient alone, or in those of keys and values as well.
+std::vector<Hypothesis> dsink_padding(const Cause& cause, const Probe&) {
+  std::vector<Hypothesis> both;
+  for (const PaddingRows padding : {PaddingRows::kInDsinks, PaddingRows::kInGradients}) {
+    both.push_back(hypothesis(cause, [padding](HeadFunction& f, std::int64_t, std::int64_t) {
+      if (f.padding != PaddingRows::kLeftOut) return false;
+      f.padding = padding;
+      return true;
+    }));
+  }
+  return both;
+}
+
 }  // namespace
 
 std::vector<Cause> backward_causes() {
@@ -232,6 +252,10 @@ std::vector<Cause> backward_causes() {
       {"dsink_batch", "the sink's gradient is not summed over the batch",
        "sum dsinks over rows, documents and batch", "a gradient of [b, h] that is sliced",
        Stage::kSinkGradient, 1, needs_batch, dsink_batch},
+      {"dsink_padding", "rows of padding are counted in the sink's gradient",
+       "leave rows at and after seqlens out of the sum, or make their dO zero",
+       "a sum over a padded batch of what a kernel without padding left there", Stage::kBackward, 0,
+       needs_padding, dsink_padding},
   };
 }
 

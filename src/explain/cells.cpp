@@ -66,7 +66,7 @@ void add_cells_of_heads(const Case& c, const Tensor& tensor, TensorName name, st
   for (std::int64_t head = 0; head < s.b * heads; ++head) {
     for (std::size_t document = 0; document < documents.count(); ++document) {
       Cell cell{name, head / heads, head % heads, static_cast<std::int64_t>(document)};
-      cell.rows = {cu[document], cu[document + 1]};
+      cell.rows = {cu[document], std::min(cu[document + 1], s.real_rows(cell.batch, rows))};
       cell.columns = columns;
       cell.stored = tensor.dtype();
       if (cell.rows.size() == 0) continue;

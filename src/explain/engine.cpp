@@ -22,20 +22,6 @@ bool is_forward(TensorName tensor) {
   return tensor == TensorName::kOut || tensor == TensorName::kLse;
 }
 
-// The longest run of rows that are wrong, or its middle.
-std::optional<Range> worst_rows(const CellState& cs) {
-  constexpr std::int64_t kMost = 32;
-  Range best, run;
-  for (std::int64_t row = 0; row < static_cast<std::int64_t>(cs.wrong_rows.size()); ++row) {
-    if (!cs.wrong_rows[static_cast<std::size_t>(row)]) continue;
-    run = run.end == row ? Range{run.first, row + 1} : Range{row, row + 1};
-    if (run.size() > best.size()) best = run;
-  }
-  if (best.size() == 0) return std::nullopt;
-  const std::int64_t first = best.first + std::max<std::int64_t>(0, best.size() - kMost) / 2;
-  return Range{first, std::min(best.end, first + kMost)};
-}
-
 // Of one of the tensors that belong to a head alone.
 Prediction prediction_of(const Cell& cell, const HeadResult& r) {
   const bool is_lse = cell.tensor == TensorName::kLse, is_dq = cell.tensor == TensorName::kDq;
@@ -238,10 +224,11 @@ std::vector<Accepted> Engine::run() {
       options_.progress(fmt::format("{} of {} {}", text(cs.cell.tensor),
                                     is_of_keys(cs.cell.tensor) ? "kv head" : "head", cs.cell.head));
     const double before = cs.base.z2;
-    const bool explained =
-        accept_best(*cell, fitting(*cell, singles(*cell))) || accept_fact(*cell) ||
-        (hopeless_ < kPairedCells && !is_of_exponentials(state_, cs) && accept_best(*cell, pairs(*cell)));
-    hopeless_ += explained || is_of_exponentials(state_, cs) ? 0 : 1;
+    const bool is_of_exp = is_of_exponentials(state_, cs);
+    const bool explained = accept_best(*cell, fitting(*cell, singles(*cell))) || accept_fact(*cell) ||
+                           accept_rounded(*cell) ||
+                           (hopeless_ < kPairedCells && !is_of_exp && accept_best(*cell, pairs(*cell)));
+    hopeless_ += explained || is_of_exp ? 0 : 1;
     if (!explained || (cs.fails && !(cs.base.z2 < before))) cs.given_up = true;
     tried_.clear();
     state_.forget_results();

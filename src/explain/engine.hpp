@@ -50,6 +50,7 @@ class Engine {
   bool is_unknown_before(std::size_t cell) const;
   bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
   bool accept_fact(std::size_t cell);
+  bool accept_rounded(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);
   Accepted& record_of(const Cause& cause);
 

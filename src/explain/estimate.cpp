@@ -144,7 +144,8 @@ std::optional<LogitSearch> search_of(const Case& c, std::int64_t batch, std::int
   for (const Part& part : base.parts) {
     if (part.reversed || !part.sink) return std::nullopt;
     const std::int64_t step = std::max<std::int64_t>(1, s.sq / kRows);
-    for (std::int64_t row = part.rows.first + step / 2; row < part.rows.end; row += step) {
+    const std::int64_t end = std::min(part.rows.end, static_cast<std::int64_t>(values.size()) / columns);
+    for (std::int64_t row = part.rows.first + step / 2; row < end; row += step) {
       const Range keys = keys_of(part, row);
       if (keys.size() < 2) continue;
       c.q.widen(((batch * s.hq + head) * s.sq + row) * s.d, q);
@@ -182,7 +183,7 @@ std::optional<std::int64_t> sink_source(const Case& c, std::int64_t batch, std::
   if (!by_lse && out.empty()) return std::nullopt;
   const auto d = static_cast<std::size_t>(c.problem.shape.d);
   std::vector<SinkRow> rows;
-  for (std::size_t row = 0; row < plain.lse.size(); ++row) {
+  for (std::size_t row = 0; row < (by_lse ? lse.size() : out.size() / d); ++row) {  // without padding
     SinkRow one{plain.lse[row], 0, 0, by_lse ? lse[row] : 0};
     for (std::size_t column = 0; column < d && !by_lse; ++column) {
       one.along += out[row * d + column] * plain.out[row * d + column];

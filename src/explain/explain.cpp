@@ -110,8 +110,14 @@ Explanation explain(const Case& c, const Truth& truth, const Gate& gate, const O
       });
     }
   };
+  // Asked for all at once: a mistake in some heads goes on top of the roundings of all.
+  const bool is_enough = std::all_of(unclear.begin(), unclear.end(), [&](std::size_t i) {
+    return std::any_of(rounded.begin(), rounded.end(), [&](const RoundingFit& fit) {
+      return std::find(fit.cells.begin(), fit.cells.end(), i) != fit.cells.end();
+    });
+  });
   const std::vector<RoundingFit> by_model =
-      rounded.empty() ? explain_by_rounding(state, unclear, options.threads) : rounded;
+      is_enough ? rounded : explain_by_rounding(state, unclear, options.threads);
   add(by_model);
   // What the first of them is known to do, it does everywhere.
   if (!by_model.empty()) path.model = by_model.front().model;

@@ -53,8 +53,9 @@ class Evaluation {
     q_ = rows_of(c.q, query, s_.sq, s_.d);
     k_ = rows_of(c.k, kv, s_.sk, s_.d);
     v_ = rows_of(c.v, kv, s_.sk, s_.d);
-    dout_ = rows_of(c.dout, query, s_.sq, s_.d);
-    if (!f.drops_dlse) dlse_ = rows_of(c.dlse, query, s_.sq, 1);
+    const bool padded = f.padding != PaddingRows::kLeftOut && c.padded_dout.given();
+    dout_ = rows_of(padded ? c.padded_dout : c.dout, query, s_.sq, s_.d);
+    if (!f.drops_dlse) dlse_ = rows_of(padded ? c.padded_dlse : c.dlse, query, s_.sq, 1);
   }
 
   // Gradients come from the rows of `rows` alone.
@@ -343,6 +344,14 @@ HeadResult evaluate(const Case& c, std::int64_t batch, std::int64_t head, const 
                     bool backward) {
   const AttentionShape& s = c.problem.shape;
   HeadResult result = Evaluation(c, batch, head, function).run(backward, function.rows);
+  if (function.padding == PaddingRows::kInDsinks && backward) {
+    HeadFunction without = function;
+    without.padding = PaddingRows::kLeftOut;
+    HeadResult others = Evaluation(c, batch, head, without).run(backward, function.rows);
+    others.dsink = std::move(result.dsink);
+    others.sigma2_dsink = std::move(result.sigma2_dsink);
+    result = std::move(others);
+  }
   if (!function.elsewhere) return result;
   for (const Range others : {Range{0, function.rows.first}, Range{function.rows.end, s.sq}}) {
     if (others.size() == 0) continue;

@@ -53,6 +53,9 @@ using BackwardRule = RowRule (*)(const RowState&);
 // position, without sinks), or their memory read in the other order.
 enum class HeadLayout { kRight, kTransposed, kReread };
 
+// Rows of padding, whose dout is not the loss's: left out, counted in the sink's gradient, or in every gradient.
+enum class PaddingRows { kLeftOut, kInDsinks, kInGradients };
+
 struct HeadFunction;
 using FunctionPtr = std::shared_ptr<const HeadFunction>;
 
@@ -73,6 +76,7 @@ struct HeadFunction {
   double lse_factor = 1;     // the LSE that is handed out is this times the LSE, ...
   bool lse_of_keys = false;  // ... or the LSE of the keys alone
   HeadLayout layout = HeadLayout::kRight;
+  PaddingRows padding = PaddingRows::kLeftOut;
   // Where the function holds for some rows only: the others follow `elsewhere`.
   Range rows;
   FunctionPtr elsewhere;

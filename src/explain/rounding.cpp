@@ -22,14 +22,29 @@ Vector turned(const Tensor& tensor, std::int64_t head, std::int64_t rows, std::i
   return columns;
 }
 
+// The keys that a row of a part sees.
+Range keys_of(const Part& part, std::int64_t row) {
+  const std::int64_t nk = part.keys.size();
+  const std::int64_t from_first = part.reversed ? part.rows.end - 1 - row : row - part.rows.first;
+  const std::int64_t own = from_first + nk - part.rows.size();
+  const std::int64_t end = part.causal ? std::clamp<std::int64_t>(own + 1, 0, nk) : nk;
+  const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
+  if (part.reversed) return {part.keys.end - end, part.keys.end - first};
+  return {part.keys.first + first, part.keys.first + end};
+}
+
+// Those that it sees in all parts, in order.
+using KeyRanges = std::vector<Range>;
+
 class Emulation {
  public:
-  Emulation(const Case& c, std::int64_t batch, std::int64_t head, const RoundingModel& model)
+  Emulation(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& f,
+            const RoundingModel& model)
       : c_(c),
         s_(c.problem.shape),
         softmax_(model.softmax),
         query_(batch * s_.hq + head),
-        f_(right_function(c, head)),
+        f_(f),
         d_(static_cast<std::size_t>(s_.d)),
         sk_(static_cast<std::size_t>(s_.sk)) {
     const std::int64_t kv = batch * s_.hkv + f_.kv_head;
@@ -38,22 +53,20 @@ class Emulation {
     sink_ = f_.sink == kNoSink ? kNoSink : rounded(f_.sink);
   }
 
-  HeadResult run() {
+  HeadResult run(Range only, bool backward) {
     const auto rows = static_cast<std::size_t>(s_.sq);
-    backward_ = c_.dout.given();
+    backward_ = backward && c_.dout.given();
     for (auto* m : {&r_.out, &r_.dq}) m->assign(rows * d_, 0);
     for (auto* m : {&r_.lse, &r_.dsink, &r_.sigma2_dsink}) m->assign(rows, 0);
     for (auto* m : {&r_.dk, &r_.dv, &r_.sigma2_dk, &r_.sigma2_dv}) m->assign(sk_ * d_, 0);
     r_.sigma_out = r_.sigma_dq = Vector(rows * d_);
     r_.sigma_lse = Vector(rows);
     dk_ = dv_ = Vector(sk_ * d_);
-    for (const Part& part : f_.parts) {
-      for (std::int64_t row = part.rows.first; row < part.rows.end; ++row) run_row(part, row);
-    }
+    for (std::int64_t row = only.first; row < only.end; ++row) run_row(row);
     for (std::size_t key = 0; key < sk_; ++key) {
       for (std::size_t x = 0; x < d_; ++x) {
-        r_.dk[key * d_ + x] = rounded(dk_[x * sk_ + key]);
-        r_.dv[key * d_ + x] = rounded(dv_[x * sk_ + key]);
+        r_.dk[key * d_ + x] = f_.kv_weight * rounded(dk_[x * sk_ + key]);
+        r_.dv[key * d_ + x] = f_.kv_weight * rounded(dv_[x * sk_ + key]);
       }
     }
     return std::move(r_);
@@ -66,38 +79,60 @@ class Emulation {
   // What the softmax is computed in.
   double of_softmax(double x) const { return softmax_ ? rounded(x) : x; }
 
-  // row [d] times columns [d, keys of the range].
-  void multiply(const Vector& row, const Vector& columns, Range keys, Vector& to) const {
-    const auto count = static_cast<std::size_t>(keys.size());
-    to.assign(count, 0);
-    for (std::size_t x = 0; x < d_; ++x) {
-      const double* column = columns.data() + x * sk_ + keys.first;
-      for (std::size_t j = 0; j < count; ++j) to[j] += row[x] * column[j];
+  // Calls body(place among all keys, first key, number of keys) for each range.
+  template <typename Body>
+  static void for_ranges(const KeyRanges& keys, const Body& body) {
+    std::size_t from = 0;
+    for (const Range& range : keys) {
+      const auto count = static_cast<std::size_t>(range.size());
+      body(from, range.first, count);
+      from += count;
     }
   }
 
-  // weights [keys of the range] times columns, one number per column.
-  double sum_over(const Vector& weights, const Vector& columns, Range keys, std::size_t x) const {
-    const double* column = columns.data() + x * sk_ + keys.first;
+  // row [d] times columns [d, keys of the ranges].
+  void multiply(const Vector& row, const Vector& columns, const KeyRanges& keys, Vector& to) const {
+    to.assign(count_of(keys), 0);
+    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
+      for (std::size_t x = 0; x < d_; ++x) {
+        const double* column = columns.data() + x * sk_ + first;
+        for (std::size_t j = 0; j < count; ++j) to[from + j] += row[x] * column[j];
+      }
+    });
+  }
+
+  // weights [keys of the ranges] times columns, one number per column.
+  double sum_over(const Vector& weights, const Vector& columns, const KeyRanges& keys, std::size_t x) const {
     double sum = 0;
-    for (std::size_t j = 0; j < weights.size(); ++j) sum += weights[j] * column[j];
+    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
+      const double* column = columns.data() + x * sk_ + first;
+      for (std::size_t j = 0; j < count; ++j) sum += weights[from + j] * column[j];
+    });
     return sum;
   }
 
-  void add_outer(const Vector& weights, const Vector& row, Range keys, Vector& to) const {
-    for (std::size_t x = 0; x < d_; ++x) {
-      double* column = to.data() + x * sk_ + keys.first;
-      for (std::size_t j = 0; j < weights.size(); ++j) column[j] += weights[j] * row[x];
-    }
+  void add_outer(const Vector& weights, const Vector& row, const KeyRanges& keys, Vector& to) const {
+    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
+      for (std::size_t x = 0; x < d_; ++x) {
+        double* column = to.data() + x * sk_ + first;
+        for (std::size_t j = 0; j < count; ++j) column[j] += weights[from + j] * row[x];
+      }
+    });
   }
 
-  void run_row(const Part& part, std::int64_t row) {
-    const std::int64_t own = row - part.rows.first + part.keys.size() - part.rows.size();
-    const std::int64_t end =
-        part.causal ? std::clamp<std::int64_t>(own + 1, 0, part.keys.size()) : part.keys.size();
-    const std::int64_t first = part.window > 0 ? std::clamp<std::int64_t>(own + 1 - part.window, 0, end) : 0;
-    const Range keys{part.keys.first + first, part.keys.first + end};
-    if (keys.size() == 0) return;
+  static std::size_t count_of(const KeyRanges& keys) {
+    std::int64_t count = 0;
+    for (const Range& range : keys) count += range.size();
+    return static_cast<std::size_t>(count);
+  }
+
+  void run_row(std::int64_t row) {
+    KeyRanges keys;
+    for (const Part& part : f_.parts) {
+      if (part.rows.contains(row)) keys.push_back(keys_of(part, row));
+    }
+    std::sort(keys.begin(), keys.end(), [](const Range& a, const Range& b) { return a.first < b.first; });
+    if (count_of(keys) == 0) return;
     Vector q(d_);
     c_.q.widen((query_ * s_.sq + row) * s_.d, q);
     multiply(q, k_, keys, p_);
@@ -126,7 +161,7 @@ class Emulation {
     for (double& x : products_) x = rounded(x);
   }
 
-  void backward(std::int64_t row, Range keys, const Vector& q) {
+  void backward(std::int64_t row, const KeyRanges& keys, const Vector& q) {
     Vector dout(d_);
     c_.dout.widen((query_ * s_.sq + row) * s_.d, dout);
     add_outer(products_, dout, keys, dv_);
@@ -140,7 +175,7 @@ class Emulation {
     // The gradient of the subtracted maximum goes to where the maximum was.
     double& of_highest = highest_ < ds_.size() ? ds_[highest_] : sink_ds;
     of_highest = rounded(of_highest - rounded(all));
-    r_.dsink[static_cast<std::size_t>(row)] = sink_ds;
+    r_.dsink[static_cast<std::size_t>(row)] = f_.sink_weight * sink_ds;
     for (double& x : ds_) x = rounded(x * f_.scale);
     const auto at = static_cast<std::size_t>(row) * d_;
     for (std::size_t x = 0; x < d_; ++x) r_.dq[at + x] = rounded(sum_over(ds_, k_, keys, x));
@@ -151,7 +186,7 @@ class Emulation {
   const AttentionShape& s_;
   bool softmax_;
   std::int64_t query_;
-  HeadFunction f_;
+  const HeadFunction& f_;
   std::size_t d_, sk_;
   double sink_ = kNoSink;
   bool backward_ = false;
@@ -177,8 +212,14 @@ std::vector<RoundingModel> rounding_models(const Case& c) {
            "no mistake: a path that keeps its scores in fp32 is more exact", false}};
 }
 
-HeadResult emulate(const Case& c, std::int64_t batch, std::int64_t head, const RoundingModel& model) {
-  return Emulation(c, batch, head, model).run();
+bool can_emulate(const HeadFunction& f) {
+  return f.layout == HeadLayout::kRight && f.softcap == 0 && f.backward == nullptr && !f.drops_dlse &&
+         f.padding == PaddingRows::kLeftOut && !f.elsewhere && (f.sink == kNoSink || std::isfinite(f.sink));
+}
+
+HeadResult emulate(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& function,
+                   const RoundingModel& model, Range rows, bool backward) {
+  return Emulation(c, batch, head, function, model).run(rows, backward);
 }
 
 }  // namespace sinkscope

@@ -20,8 +20,14 @@ struct RoundingModel {
 // The models that are tried, for a case of 16 bits; none in fp32.
 std::vector<RoundingModel> rounding_models(const Case& c);
 
-// What a head comes to under a model: values alone, no sigma. The steps and their roundings are those of transformers'
-// eager_attention_forward of GPT-OSS and its autograd on a GPU (src/torch/eager.cpp runs them through libtorch).
-HeadResult emulate(const Case& c, std::int64_t batch, std::int64_t head, const RoundingModel& model);
+// Is the function one that the models can be run on? Other masks, sinks, scales, heads and weights are; other backwards are
+// not, nor softcaps, layouts, infinite sinks and functions that hold for some rows only.
+bool can_emulate(const HeadFunction& f);
+
+// What a head comes to when `function` is computed under a model: values alone, no sigma. The steps and their roundings are
+// those of transformers' eager_attention_forward of GPT-OSS and its autograd on a GPU (src/torch/eager.cpp runs them
+// through libtorch). Rows outside of `rows` are left out, and the backward where it is not asked for.
+HeadResult emulate(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& function,
+                   const RoundingModel& model, Range rows, bool backward);
 
 }  // namespace sinkscope

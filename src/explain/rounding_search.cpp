@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <optional>
 
 #include "fmt/format.h"
@@ -12,21 +13,17 @@
 namespace sinkscope {
 namespace {
 
-constexpr double kMostLeft = 0.5;      // of the squared error, where what is left is within the limits
-constexpr double kMostLeftOver = 0.1;  // ... and where it is not: rare flips of a rounding are large
-
 constexpr double kExponentials =
     0x1p-13;                   // of the row's sum: an fp32 exponential is off by 2^-22, a coarse one by this
 constexpr double kSame = 1.1;  // models that leave within this factor of each other cannot be told apart
 
 using Head = std::pair<std::int64_t, std::int64_t>;  // batch, query head
 
-// Is the right function all that is known of it, and the sink a number?
-bool is_right(const State& state, const Cell& cell) {
+// Can models be run on what is known of its heads?
+bool is_emulatable(const State& state, const Cell& cell) {
   const std::vector<Head> heads = state.heads_of(cell);
   return std::all_of(heads.begin(), heads.end(), [&](const Head& head) {
-    const FunctionPtr f = state.base(cell.tensor, head.first, head.second, cell.document);
-    return f->key.empty() && (f->sink == kNoSink || std::isfinite(f->sink));
+    return can_emulate(*state.base(cell.tensor, head.first, head.second, cell.document));
   });
 }
 
@@ -52,19 +49,45 @@ std::vector<std::size_t> by_what_they_explain(const std::vector<std::vector<std:
 
 }  // namespace
 
+bool is_left_by_rounding(const Fit& before, const Fit& after) {
+  constexpr double kMostLeft = 0.5;      // of the squared error, where what is left is within the limits
+  constexpr double kMostLeftOver = 0.1;  // ... and where it is not: rare flips of a rounding are large
+  return std::isfinite(after.z2) && after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * before.z2;
+}
+
+void EmulatedHeads::prepare(const std::map<EmulatedKey, FunctionPtr>& functions) {
+  std::vector<std::pair<const EmulatedKey*, HeadResult>> missing;
+  for (const auto& [key, function] : functions) {
+    if (!results_.contains(key)) missing.emplace_back(&key, HeadResult{});
+  }
+  parallel_for(static_cast<std::int64_t>(missing.size()), threads_, [&](std::int64_t i) {
+    auto& [key, result] = missing[static_cast<std::size_t>(i)];
+    const auto& [batch, head, name] = *key;
+    result = emulate(c_, batch, head, *functions.at(*key), model_, {0, c_.problem.shape.sq}, true);
+  });
+  for (auto& [key, result] : missing) results_[*key] = std::move(result);
+}
+
+const HeadResult& EmulatedHeads::at(std::int64_t batch, std::int64_t head, const FunctionPtr& function) {
+  const EmulatedKey key{batch, head, function->key};
+  if (!results_.contains(key)) prepare({{key, function}});
+  return results_.at(key);
+}
+
 std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells,
                                              int threads) {
   const Case& c = state.problem();
   std::vector<std::size_t> wanted;
-  std::vector<Head> heads;
+  std::map<EmulatedKey, FunctionPtr> functions;
   for (const std::size_t i : cells) {
     const Cell& cell = state.cells()[i].cell;
-    if (cell.tensor == TensorName::kLse || !is_right(state, cell)) continue;
+    if (cell.tensor == TensorName::kLse || !is_emulatable(state, cell)) continue;
     wanted.push_back(i);
-    for (const Head& head : state.heads_of(cell)) heads.push_back(head);
+    for (const auto& [batch, head] : state.heads_of(cell)) {
+      const FunctionPtr f = state.base(cell.tensor, batch, head, cell.document);
+      functions[{batch, head, f->key}] = f;
+    }
   }
-  std::sort(heads.begin(), heads.end());
-  heads.erase(std::unique(heads.begin(), heads.end()), heads.end());
   if (wanted.empty()) return {};
 
   const std::vector<RoundingModel> models = rounding_models(c);
@@ -73,24 +96,21 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
                                                     std::vector<std::optional<Fit>>(wanted.size()));
   for (std::size_t m = 0; m < models.size(); ++m) {
     fits.push_back({models[m], {}, 0, 0});
-    std::vector<HeadResult> results(heads.size());
-    parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t i) {
-      const auto [batch, head] = heads[static_cast<std::size_t>(i)];
-      results[static_cast<std::size_t>(i)] = emulate(c, batch, head, models[m]);
-    });
-    const ResultOf result = [&](std::int64_t batch, std::int64_t head, std::int64_t) -> const HeadResult& {
-      const auto at = std::lower_bound(heads.begin(), heads.end(), Head(batch, head));
-      return results[static_cast<std::size_t>(at - heads.begin())];
-    };
+    EmulatedHeads emulated(c, models[m], threads);
+    emulated.prepare(functions);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       const CellState& cs = state.cells()[wanted[i]];
       const FunctionOf base = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
         return state.base(cs.cell.tensor, batch, head, document);
       };
+      const ResultOf result = [&](std::int64_t batch, std::int64_t head,
+                                  std::int64_t document) -> const HeadResult& {
+        return emulated.at(batch, head, base(batch, head, document));
+      };
       Prediction prediction = state.predicted_base(cs);  // for its sigma
       prediction.value = predict(c, cs.cell, base, result).value;
       const Fit after = fit(cs.cell, prediction, cs.limits);
-      if (after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * cs.base.z2) left[m][i] = after;
+      if (is_left_by_rounding(cs.base, after)) left[m][i] = after;
     }
   }
   const std::vector<std::size_t> order = by_what_they_explain(left);
@@ -102,7 +122,9 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
     if (!best) continue;
     RoundingFit& of = fits[*best];
     of.cells.push_back(wanted[i]);
-    of.share += 1 - left[*best][i]->z2 / state.cells()[wanted[i]].base.z2;
+    const CellState& cs = state.cells()[wanted[i]];  // beside a mistake it accounts for what that left
+    const double removed = cs.base.z2 - left[*best][i]->z2;
+    of.share += std::isfinite(cs.first_z2) ? removed / std::max(cs.first_z2, cs.base.z2) : 0;
     of.residual_z = std::max(of.residual_z, left[*best][i]->z_rms);
   }
   std::erase_if(fits, [](const RoundingFit& fit) { return fit.cells.empty(); });

@@ -2,6 +2,9 @@
 // Which roundings account for the error of what is right but for them?
 #pragma once
 
+#include <map>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "src/explain/rounding.hpp"
@@ -16,8 +19,31 @@ struct RoundingFit {
   double residual_z = 0;           // the largest z_rms that is left
 };
 
-// For those of `cells` of which nothing but the right function is known: each goes to the model that leaves least of it,
-// if that is little. A model for which no cell is left is not among the answers.
+// Does a model leave little enough of what was wrong before it?
+bool is_left_by_rounding(const Fit& before, const Fit& after);
+
+using EmulatedKey =
+    std::tuple<std::int64_t, std::int64_t, std::string>;  // batch, query head, the function's key
+
+// What heads come to under a model, each computed once.
+class EmulatedHeads {
+ public:
+  EmulatedHeads(const Case& c, RoundingModel model, int threads)
+      : c_(c), model_(std::move(model)), threads_(threads) {}
+
+  // Computes what is not there yet, in parallel.
+  void prepare(const std::map<EmulatedKey, FunctionPtr>& functions);
+  const HeadResult& at(std::int64_t batch, std::int64_t head, const FunctionPtr& function);
+
+ private:
+  const Case& c_;
+  RoundingModel model_;
+  int threads_;
+  std::map<EmulatedKey, HeadResult> results_;
+};
+
+// For those of `cells` whose heads compute, as far as is known, what a model can be run on: each goes to the model that
+// leaves least of it, if that is little. A model for which no cell is left is not among the answers.
 std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells,
                                              int threads);
 

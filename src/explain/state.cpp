@@ -132,4 +132,17 @@ void State::forget_results() {
   results_->keep_only(keys);
 }
 
+std::optional<Range> worst_rows(const CellState& cs) {
+  constexpr std::int64_t kMost = 32;
+  Range best, run;
+  for (std::int64_t row = 0; row < static_cast<std::int64_t>(cs.wrong_rows.size()); ++row) {
+    if (!cs.wrong_rows[static_cast<std::size_t>(row)]) continue;
+    run = run.end == row ? Range{run.first, row + 1} : Range{row, row + 1};
+    if (run.size() > best.size()) best = run;
+  }
+  if (best.size() == 0) return std::nullopt;
+  const std::int64_t first = best.first + std::max<std::int64_t>(0, best.size() - kMost) / 2;
+  return Range{first, std::min(best.end, first + kMost)};
+}
+
 }  // namespace sinkscope

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "src/explain/cells.hpp"
@@ -26,6 +27,9 @@ struct CellState {
   double first_z2 = 0;  // under the truth
   std::optional<Prediction> fact;  // what a fact says of it, in place of the base
 };
+
+// The longest run of its rows that are wrong, or the middle 32 of it; nothing where none is.
+std::optional<Range> worst_rows(const CellState& cs);
 
 class State {
  public:

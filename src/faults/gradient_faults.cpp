@@ -2,6 +2,7 @@
 // Mistakes of the backward alone, and of the LSE that is handed to it.
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "src/faults/visible_keys.hpp"
 #include "src/faults/wrap.hpp"
@@ -33,6 +34,11 @@ std::optional<std::string> needs_shared_keys(const Case& c) {
 
 std::optional<std::string> visible(const Case&) {
   return std::nullopt;
+}
+
+const Tensor& lse_of(const PathRun& run) {
+  if (!run.outputs.lse.given()) throw std::runtime_error("the mistake needs an LSE, the path gives none");
+  return run.outputs.lse;
 }
 
 // The same case with what comes from some rows taken out of every gradient.
@@ -68,6 +74,22 @@ Path dsink_batch(const Path& healthy) {
       });
 }
 
+Path dsink_padding(const Path& healthy) {
+  const auto needs_padding = [](const Case& c) -> std::optional<std::string> {
+    if (c.padded_dout.given()) return needs_dsinks(c);
+    return "the mistake needs rows of padding whose dout is not zero";
+  };
+  return wrap(healthy, "dsink_padding", needs_padding,
+              [](const Path& path, const Case& c, const PathOptions& options) {
+                Case with_padding = c;
+                with_padding.dout = c.padded_dout;
+                with_padding.dlse = c.padded_dlse;
+                PathRun run = path.run(c, options);
+                run.outputs.dsinks = path.run(with_padding, options).outputs.dsinks;
+                return run;
+              });
+}
+
 // -sum_i p_i sum_j P_ij dS_ij, from the path's own out and lse: a published formula read as it is printed.
 double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, std::int64_t head) {
   const AttentionShape& s = c.problem.shape;
@@ -80,7 +102,7 @@ double dsink_from_ds_of(const Case& c, const PathRun& run, std::int64_t batch, s
   double total = 0;
   for (std::int64_t i = 0; i < s.sq; ++i) {
     const std::int64_t row = (batch * s.hq + head) * s.sq + i;
-    const double lse = run.outputs.lse.at(row), delta = dot(c.dout, row, run.outputs.out, row);
+    const double lse = lse_of(run).at(row), delta = dot(c.dout, row, run.outputs.out, row);
     const double dlse = c.dlse.given() ? c.dlse.at(row) : 0;
     if (std::isinf(lse)) continue;
     const VisibleKeys keys = visible_keys(s, i);
@@ -111,7 +133,7 @@ Path dsink_from_ds(const Path& healthy) {
 // p / (1 - p) of a row, p the sink's share: from the LSE without the sink, so that nothing cancels.
 double odds_of_sink(const Case& c, const PathRun& sinkless, std::int64_t row) {
   const AttentionShape& s = c.problem.shape;
-  const double odds = std::exp(c.sinks.at(row / s.sq % s.hq) - sinkless.outputs.lse.at(row));
+  const double odds = std::exp(c.sinks.at(row / s.sq % s.hq) - lse_of(sinkless).at(row));
   return std::isfinite(odds) ? odds : 0;  // no key: nothing to get wrong
 }
 
@@ -179,7 +201,7 @@ Path lse_without_sink(const Path& healthy) {
 Path lse_log2(const Path& healthy) {
   return wrap(healthy, "lse_log2", visible, [](const Path& path, const Case& c, const PathOptions& options) {
     PathRun run = path.run(c, options);
-    for (std::int64_t row = 0; row < run.outputs.lse.size(); ++row)
+    for (std::int64_t row = 0; row < lse_of(run).size(); ++row)
       run.outputs.lse.set(row, run.outputs.lse.at(row) / std::log(2.0));
     return run;
   });
@@ -219,6 +241,7 @@ std::vector<Fault> gradient_faults() {
       {"dsink_sign", "the sink's gradient has the wrong sign", dsink_sign},
       {"dsink_batch", "the sink's gradient is that of the first batch entry", dsink_batch},
       {"dsink_from_ds", "the sink's gradient is made from dS", dsink_from_ds},
+      {"dsink_padding", "the sink's gradient counts rows of padding", dsink_padding},
       {"delta_uncorrected", "Delta is taken from the out before the sink", delta_uncorrected},
       {"lse_without_sink", "the LSE and the backward's P leave the sink out", lse_without_sink},
       {"lse_log2", "the LSE is handed out in base 2", lse_log2},

@@ -34,15 +34,15 @@ struct Check {
   }
 };
 
-std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics& metrics,
-                             const HeadMetrics& head) {
+std::vector<Check> checks_of(const Gate& gate, DType dtype, const TensorMetrics& metrics, std::size_t at) {
+  const HeadMetrics& head = metrics.heads[at];
   const FormatLimits& format = gate.formats.at(dtype);
   std::vector<Check> checks;
   if (metrics.tensor == TensorName::kDsinks) {
     checks.push_back({"z_max", head.z_max, format.dsinks, {}});
   } else {
     const Limits& limits = metrics.tensor == TensorName::kLse ? format.lse : format.tensors;
-    checks.push_back({"z_rms", head.z_rms, z_rms_limit(limits, metrics.rows), {}});
+    checks.push_back({"z_rms", head.z_rms, z_rms_limit(limits, metrics.rows_of(at)), {}});
     checks.push_back({"z_row", head.z_row, limits.z_row, {head.z_row_at, -1}});
     checks.push_back({"z_max", head.z_max, limits.z_max, head.z_max_at});
   }
@@ -100,7 +100,7 @@ std::string place_of(const VerdictRow& row) {
 
 std::vector<bool> failed_heads(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
   std::vector<bool> failed;
-  for (const HeadMetrics& head : metrics.heads) {
+  for (std::size_t head = 0; head < metrics.heads.size(); ++head) {
     const std::vector<Check> checks = checks_of(gate, dtype, metrics, head);
     failed.push_back(!std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed(); }));
   }
@@ -114,7 +114,7 @@ VerdictRow judge(const Gate& gate, DType dtype, const TensorMetrics& metrics) {
   bool could_fail = false;
   for (std::size_t head = 0; head < metrics.heads.size(); ++head) {
     bool failed = false;
-    for (const Check& check : checks_of(gate, dtype, metrics, metrics.heads[head])) {
+    for (const Check& check : checks_of(gate, dtype, metrics, head)) {
       failed = failed || !check.passed();
       const double severity = check.severity();
       if (!(severity > worst)) continue;

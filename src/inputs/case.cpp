@@ -69,17 +69,57 @@ const Tensor& Outputs::operator[](TensorName name) const {
   return dsinks;
 }
 
+std::vector<std::int64_t> output_shape(const AttentionShape& s, TensorName name) {
+  switch (name) {
+    case TensorName::kOut:
+    case TensorName::kDq:
+      return {s.b, s.hq, s.sq, s.d};
+    case TensorName::kLse:
+      return {s.b, s.hq, s.sq};
+    case TensorName::kDk:
+    case TensorName::kDv:
+      return {s.b, s.hkv, s.sk, s.d};
+    case TensorName::kDsinks:
+      break;
+  }
+  return {s.hq};
+}
+
+void set_padding_apart(Case& c) {
+  const AttentionShape& s = c.problem.shape;
+  Tensor dout = c.dout, dlse = c.dlse;
+  bool holds_something = false;
+  for (std::int64_t row = 0; row < s.b * s.hq * s.sq && !s.seqlens.empty(); ++row) {
+    if (row % s.sq < s.real_rows(row / (s.hq * s.sq), s.sq)) continue;
+    for (Tensor* tensor : {&c.dout, &c.dlse}) {
+      if (!tensor->given()) continue;
+      const std::int64_t columns = tensor == &c.dout ? s.d : 1;
+      for (std::int64_t i = row * columns; i < (row + 1) * columns; ++i) {
+        holds_something = holds_something || tensor->at(i) != 0;
+        tensor->set(i, 0);
+      }
+    }
+  }
+  if (!holds_something) return;
+  c.padded_dout = std::move(dout);
+  c.padded_dlse = std::move(dlse);
+}
+
 std::string inputs_sha256(const Case& c) {
   Sha256 hash;
   const auto add_text = [&](const std::string& text) { hash.update(std::as_bytes(std::span(text))); };
-  for (const auto& [name, tensor] : inputs_of(c)) {
-    if (!tensor->given()) continue;
-    add_text(fmt::format("{} {} {}\n", name, name_of(tensor->dtype()), shape_text(tensor->shape())));
-    hash.update({tensor->data(), tensor->bytes()});
-  }
+  const auto add = [&](std::string_view name, const Tensor& tensor) {
+    if (!tensor.given()) return;
+    add_text(fmt::format("{} {} {}\n", name, name_of(tensor.dtype()), shape_text(tensor.shape())));
+    hash.update({tensor.data(), tensor.bytes()});
+  };
+  for (const auto& [name, tensor] : inputs_of(c)) add(name, *tensor);
+  add("padded_dout", c.padded_dout);
+  add("padded_dlse", c.padded_dlse);
   const AttentionShape& s = c.problem.shape;
   add_text(fmt::format("causal {} window {} scale {} cu_q {} cu_k {}\n", s.causal, s.window, s.scale,
                        shape_text(s.cu_q()), shape_text(s.cu_k())));
+  if (!s.seqlens.empty()) add_text(fmt::format("seqlens {}\n", shape_text(s.seqlens)));
   return hash.hex();
 }
 

@@ -29,6 +29,9 @@ struct Outputs {
   const Tensor& operator[](TensorName name) const;
 };
 
+// The shape of one of them.
+std::vector<std::int64_t> output_shape(const AttentionShape& s, TensorName name);
+
 struct Case {
   std::string name;  // a capture's file stem, else p0001, p0002, ...
   Problem problem;   // its shape is filled in, for captures too
@@ -36,8 +39,10 @@ struct Case {
   Tensor k;          // [b, hkv, sk, d]
   Tensor v;          // [b, hkv, sk, d]
   Tensor sinks;      // [hq], or not given
-  Tensor dout;       // [b, hq, sq, d], or not given: forward only
-  Tensor dlse;       // [b, hq, sq] fp32, or not given
+  Tensor dout;  // [b, hq, sq, d], or not given: forward only. Zero in rows of padding, as the loss has it
+  Tensor dlse;  // [b, hq, sq] fp32, or not given; likewise
+  // As they came, where one of them holds something in rows of padding. Paths do not look at these.
+  Tensor padded_dout, padded_dlse;
   std::map<std::string, Outputs> recorded;  // outputs that a capture brings, by the name of what made them
   std::map<std::string, std::string> metadata;  // a capture's own words: source, layer, model
 };
@@ -45,6 +50,9 @@ struct Case {
 // Generates the inputs of a problem line (not of a capture): rounded to their format, independent of the
 // order and the number of threads.
 Case generate_case(const Problem& problem, std::string name, int threads = 0);
+
+// Zeroes dout and dlse in rows of padding (shape.seqlens), and keeps what they held in padded_dout and padded_dlse.
+void set_padding_apart(Case& c);
 
 // sha256 over names, formats, shapes and bytes of the inputs.
 std::string inputs_sha256(const Case& c);

@@ -190,6 +190,7 @@ Case generate_case(const Problem& p, std::string name, int threads) {
       c.dlse.set(i, normal(p.seed, Stream::kDlse, static_cast<std::uint64_t>(i)));
     }
   }
+  set_padding_apart(c);
   return c;
 }
 

@@ -73,6 +73,23 @@ void check_documents(const AttentionShape& s) {
           [&] { return fmt::format("documents have {} keys, sk is {}", total_of(keys), s.sk); });
 }
 
+// Padding at the end of batch entries. Where every row's own key is at its own place and nothing later is seen, no real row
+// sees padding, whatever a path does about it.
+void check_seqlens(const AttentionShape& s) {
+  if (s.seqlens.empty()) return;
+  require(static_cast<std::int64_t>(s.seqlens.size()) == s.b, [&] {
+    return fmt::format("seqlens= has {} lengths, wanted one for each of b{}", s.seqlens.size(), s.b);
+  });
+  for (const std::int64_t length : s.seqlens) {
+    require(length >= 0 && length <= s.sq,
+            [&] { return fmt::format("seqlens= has {}, wanted lengths from 0 to sq, {}", length, s.sq); });
+  }
+  require(s.causal, [] { return std::string("seqlens= needs causal, saw full"); });
+  require(s.sq == s.sk,
+          [&] { return fmt::format("seqlens= needs as many keys as rows, saw sq{} sk{}", s.sq, s.sk); });
+  require(s.docs.empty(), [] { return std::string("seqlens= and docs= exclude each other"); });
+}
+
 }  // namespace
 
 void check_problem(const Problem& p) {
@@ -91,6 +108,7 @@ void check_problem(const Problem& p) {
   require(!p.residual || s.dtype != DType::kFp32,
           [] { return std::string("residual needs bf16 or fp16, saw fp32"); });
   check_documents(s);
+  check_seqlens(s);
 }
 
 }  // namespace sinkscope

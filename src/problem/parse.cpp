@@ -149,6 +149,7 @@ const std::array kAssigned = {
     TokenForm{"capture", false, [](Problem& p, auto v, auto) { p.capture = v; }},
     TokenForm{"docs", true, [](Problem& p, auto v, auto t) { p.shape.docs = parse_lengths(v, t); }},
     TokenForm{"docs_k", true, [](Problem& p, auto v, auto t) { p.shape.docs_k = parse_lengths(v, t); }},
+    TokenForm{"seqlens", true, [](Problem& p, auto v, auto t) { p.shape.seqlens = parse_lengths(v, t); }},
     TokenForm{"sink", true, parse_sink},
     TokenForm{"sink_dtype", true, [](Problem& p, auto v, auto t) { p.sink_dtype = parse_float_dtype(v, t); }},
     TokenForm{"scale", true,
@@ -209,7 +210,7 @@ MatchedToken match(std::string_view token) {
   }
   throw InputError(
       fmt::format("problem token '{}' is not known: wanted bN hqN hkvN sqN skN dN, bf16|fp16|fp32, "
-                  "causal|full, wN, docs=, docs_k=, "
+                  "causal|full, wN, docs=, docs_k=, seqlens=, "
                   "sink=, sink_dtype=, scale=, dlse, layout=, grads=, residual, fill=, seed= or capture=",
                   token));
 }

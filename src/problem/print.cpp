@@ -69,6 +69,7 @@ std::string to_string(const Problem& p, bool canonical) {
     if (s.window > 0) tokens.push_back(fmt::format("w{}", s.window));
     if (!s.docs.empty()) tokens.push_back(fmt::format("docs={}", fmt::join(s.docs, ",")));
     if (!s.docs_k.empty()) tokens.push_back(fmt::format("docs_k={}", fmt::join(s.docs_k, ",")));
+    if (!s.seqlens.empty()) tokens.push_back(fmt::format("seqlens={}", fmt::join(s.seqlens, ",")));
     if (canonical || p.sink != defaults.sink) tokens.push_back("sink=" + sink_text(p));
     if (canonical || p.sink_dtype != defaults.sink_dtype) {
       tokens.push_back(fmt::format("sink_dtype={}", name_of(p.sink_dtype)));

@@ -32,11 +32,18 @@ struct AttentionShape {
   double scale = 0.125;              // default 1/sqrt(d)
   std::vector<std::int64_t> docs;    // lengths of packed documents; empty: not packed
   std::vector<std::int64_t> docs_k;  // key lengths; empty: as docs
+  // [b], rows and keys of each batch entry without padding; empty: all. What comes after is padding: it has no part in the
+  // loss, and what outputs hold there means nothing.
+  std::vector<std::int64_t> seqlens;
 
   std::int64_t group() const { return hq / hkv; }
   std::vector<std::int64_t> cu_q() const;  // [documents + 1]; empty when not packed
   std::vector<std::int64_t> cu_k() const;
   std::vector<DocumentSize> documents() const;  // one of sq rows and sk keys when not packed
+  // Of `rows` rows or keys of a batch entry, those before its padding.
+  std::int64_t real_rows(std::int64_t batch, std::int64_t rows) const {
+    return seqlens.empty() ? rows : seqlens[static_cast<std::size_t>(batch)];
+  }
   bool operator==(const AttentionShape&) const = default;
 };
 

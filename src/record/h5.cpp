@@ -95,6 +95,14 @@ std::vector<T> read_values(hid_t parent, const std::string& name, hid_t memory_t
   return values;
 }
 
+void read_into(hid_t parent, const std::string& name, hid_t memory_type, void* into, std::size_t count) {
+  const Handle dataset = open_dataset(parent, name);
+  const Handle space(H5Dget_space(dataset), H5Sclose, name);
+  if (H5Sget_simple_extent_npoints(space) != static_cast<hssize_t>(count))
+    throw Hdf5Error(name + " has an impossible size");
+  if (count > 0) check(H5Dread(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, into), name);
+}
+
 }  // namespace
 
 Handle::Handle(hid_t id, herr_t (*close)(hid_t), const std::string& what) : id_(id), close_(close) {
@@ -252,6 +260,29 @@ Handle write_dataset(hid_t parent, const std::string& name, const std::vector<st
   for (const std::string& value : values) texts.push_back(value.c_str());
   const Handle type = text_type();
   return write_values(parent, name, {values.size()}, type, type, texts.data());
+}
+
+void read_dataset(hid_t parent, const std::string& name, std::span<double> into) {
+  read_into(parent, name, H5T_NATIVE_DOUBLE, into.data(), into.size());
+}
+void read_dataset(hid_t parent, const std::string& name, std::span<float> into) {
+  read_into(parent, name, H5T_NATIVE_FLOAT, into.data(), into.size());
+}
+void read_dataset(hid_t parent, const std::string& name, std::span<std::uint16_t> into) {
+  read_into(parent, name, H5T_NATIVE_UINT16, into.data(), into.size());
+}
+
+Extents extents_of(hid_t dataset) {
+  const Handle space(H5Dget_space(dataset), H5Sclose, "extents");
+  const int dimensions = H5Sget_simple_extent_ndims(space);
+  Extents extents(static_cast<std::size_t>(std::max(dimensions, 0)));
+  if (dimensions > 0) check(H5Sget_simple_extent_dims(space, extents.data(), nullptr), "extents");
+  hsize_t count = 1;
+  for (const hsize_t extent : extents) {
+    if (__builtin_mul_overflow(count, extent, &count) || count > kMostElements)
+      throw Hdf5Error("a dataset has an impossible size");
+  }
+  return extents;
 }
 
 std::vector<double> read_reals(hid_t parent, const std::string& name) {

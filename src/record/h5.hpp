@@ -68,6 +68,12 @@ Handle write_dataset(hid_t parent, const std::string& name, const Extents& exten
                      std::span<const std::uint16_t> values);
 Handle write_dataset(hid_t parent, const std::string& name, const std::vector<std::string>& values);
 
+// Into as many elements as the dataset has, bit for bit where it is stored in that type.
+void read_dataset(hid_t parent, const std::string& name, std::span<double> into);
+void read_dataset(hid_t parent, const std::string& name, std::span<float> into);
+void read_dataset(hid_t parent, const std::string& name, std::span<std::uint16_t> into);
+Extents extents_of(hid_t dataset);
+
 std::vector<double> read_reals(hid_t parent, const std::string& name);
 std::vector<std::int64_t> read_integers(hid_t parent, const std::string& name);
 std::vector<std::string> read_texts(hid_t parent, const std::string& name);

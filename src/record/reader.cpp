@@ -91,8 +91,9 @@ void read_metrics(hid_t problem, TensorName tensor, CaseResult& result) {
   if (norms.size() != heads * result.paths.size() || profile.size() != norms.size() * kProfileBins) {
     throw h5::Hdf5Error(fmt::format("{} has an impossible size", text(tensor)));
   }
-  std::vector<TensorMetrics> of_path(result.paths.size(), TensorMetrics{tensor, b, h, rows_of_head(s, tensor),
-                                                                        std::vector<HeadMetrics>(heads)});
+  std::vector<TensorMetrics> of_path(result.paths.size(),
+                                     TensorMetrics{tensor, b, h, rows_of_head(s, tensor),
+                                                   std::vector<HeadMetrics>(heads), real_rows(s, tensor)});
   for (const MetricInfo& metric : all_metrics()) {
     const std::string name(metric.name);
     if (!h5::exists(group, name)) continue;  // an older minor version
@@ -123,6 +124,21 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+// Numbers apart by blanks; none where the attribute is absent.
+std::vector<std::int64_t> read_lengths(hid_t problem, const char* name) {
+  if (!h5::has_attribute(problem, name)) return {};
+  const std::string text = h5::read_text_attribute(problem, name);
+  std::vector<std::int64_t> lengths;
+  for (const char *at = text.data(), *end = at + text.size(); at < end;) {
+    std::int64_t length = -1;
+    const auto [next, error] = std::from_chars(at, end, length);
+    if (error != std::errc() || length < 0) throw h5::Hdf5Error(fmt::format("{} is '{}'", name, text));
+    lengths.push_back(length);
+    at = next == end ? next : next + 1;
+  }
+  return lengths;
+}
+
 CaseResult read_problem(hid_t problems, const std::string& name) {
   const h5::Handle problem = h5::open_group(problems, name);
   CaseResult result;
@@ -144,6 +160,11 @@ CaseResult read_problem(hid_t problems, const std::string& name) {
   s.causal = h5::read_integer_attribute(problem, "causal") != 0;
   s.window = h5::read_integer_attribute(problem, "window");
   s.scale = h5::read_real_attribute(problem, "scale");
+  s.docs = read_lengths(problem, "docs");
+  s.docs_k = read_lengths(problem, "docs_k");
+  s.seqlens = read_lengths(problem, "seqlens");
+  if (!s.seqlens.empty() && static_cast<std::int64_t>(s.seqlens.size()) != s.b)
+    throw h5::Hdf5Error("seqlens has an impossible size");
   for (const char* key : kCaptureAttributes) {
     if (h5::has_attribute(problem, key)) result.metadata[key] = h5::read_text_attribute(problem, key);
   }

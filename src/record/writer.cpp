@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
@@ -170,8 +171,10 @@ void write_tensor(hid_t group, const std::string& name, const Tensor& tensor) {
 void write_tensors(hid_t problem, const CaseResult& result, const Case& c) {
   const h5::Handle group = h5::create_group(problem, "tensors");
   const h5::Handle inputs = h5::create_group(group, "inputs");
+  const Tensor& dout = c.padded_dout.given() ? c.padded_dout : c.dout;
+  const Tensor& dlse = c.padded_dlse.given() ? c.padded_dlse : c.dlse;
   const std::pair<const char*, const Tensor*> tensors[] = {
-      {"q", &c.q}, {"k", &c.k}, {"v", &c.v}, {"sinks", &c.sinks}, {"dout", &c.dout}, {"dlse", &c.dlse}};
+      {"q", &c.q}, {"k", &c.k}, {"v", &c.v}, {"sinks", &c.sinks}, {"dout", &dout}, {"dlse", &dlse}};
   for (const auto& [name, tensor] : tensors) write_tensor(inputs, name, *tensor);
   for (const PathResult& path : result.paths) {
     const h5::Handle outputs = h5::create_group(group, path.path);
@@ -229,6 +232,10 @@ void write_problem(hid_t problems, const CaseResult& result, const Case* saved) 
       {"sk", s.sk}, {"d", s.d},   {"causal", s.causal}, {"window", s.window}};
   for (const auto& [name, number] : numbers) h5::write_attribute(problem, name, number);
   h5::write_attribute(problem, "scale", s.scale);
+  for (const auto& [name, lengths] :
+       {std::pair{"docs", &s.docs}, {"docs_k", &s.docs_k}, {"seqlens", &s.seqlens}}) {
+    if (!lengths->empty()) h5::write_attribute(problem, name, fmt::format("{}", fmt::join(*lengths, " ")));
+  }
   for (const char* key : kCaptureAttributes) {
     const auto found = result.metadata.find(key);
     if (found != result.metadata.end()) h5::write_attribute(problem, key, found->second);

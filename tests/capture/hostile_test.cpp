@@ -214,6 +214,20 @@ TEST_F(Hostile, CapturesThatAreNotOne) {
       "documents that do not end",
       [](Safetensors& s) { s.tensors["cu_seqlens"] = Tensor(DType::kInt32, {3}); }, "cu_seqlens");
   expect(
+      "lengths of another batch", [](Safetensors& s) { s.tensors["seqlens"] = Tensor(DType::kInt32, {2}); },
+      "'seqlens' of shape [2], wanted [1]");
+  expect(
+      "lengths that are no whole numbers",
+      [](Safetensors& s) { s.tensors["seqlens"] = Tensor(DType::kFp32, {1}); },
+      "'seqlens' in fp32, wanted i32 or i64");
+  expect(
+      "a length beyond the rows",
+      [](Safetensors& s) {
+        s.tensors["seqlens"] = Tensor(DType::kInt64, {1});
+        s.tensors["seqlens"].set(0, 7);
+      },
+      "seqlens= has 7, wanted lengths from 0 to sq, 6");
+  expect(
       "a scalar", [](Safetensors& s) { s.tensors["dlse"] = Tensor(DType::kFp32, {}); }, "dlse");
   expect(
       "an unknown tensor", [](Safetensors& s) { s.tensors["wq"] = Tensor(DType::kFp32, {1}); }, "'wq'");
@@ -229,7 +243,8 @@ TEST_F(Hostile, RoundTrip) {
   for (const char* line :
        {"b2 hq4 hkv2 sq6 sk9 d8 bf16 causal w3 seed=1", "hq4 hkv2 d8 fp16 docs=3,0,4 docs_k=5,1,2 seed=2",
         "b1 hq2 hkv2 sq5 sk5 d8 fp32 full dlse scale=0.3 sink=none seed=3",
-        "b1 hq2 hkv1 sq5 sk5 d8 fp32 causal layout=bshd sink_dtype=bf16 seed=4"}) {
+        "b1 hq2 hkv1 sq5 sk5 d8 fp32 causal layout=bshd sink_dtype=bf16 seed=4",
+        "b2 hq2 hkv1 sq5 sk5 d8 bf16 causal seqlens=3,0 dlse layout=bshd seed=5"}) {
     SCOPED_TRACE(line);
     const Case saved = generate_case(parse_problem(line), "case");
     save_capture(path_, saved, true);
@@ -238,6 +253,7 @@ TEST_F(Hostile, RoundTrip) {
     const Case loaded = load_capture(problem);
     EXPECT_EQ(inputs_sha256(loaded), inputs_sha256(saved));
     EXPECT_EQ(loaded.problem.shape, saved.problem.shape);
+    EXPECT_TRUE(bitwise_equal(loaded.padded_dout, saved.padded_dout));
   }
 }
 

@@ -44,6 +44,23 @@ TEST(Measure, NothingWrong) {
   EXPECT_FALSE(m.all_zero);
 }
 
+// What rows of padding hold means nothing, and a head's limit follows the rows that are left.
+TEST(Measure, PaddingIsNotMeasured) {
+  Bench bench(4);
+  bench.got[4] = kNaN;
+  bench.got[7] = 1e30;
+  EXPECT_EQ(bench.run().nonfinite_mismatch, 1);
+  bench.c.problem.shape.seqlens = {2};
+  EXPECT_EQ(bench.run().nonfinite_mismatch, 0);
+  EXPECT_EQ(bench.run().z_max, 0);
+  bench.got[3] = 1 + 0x1p-20;
+  EXPECT_EQ(bench.run().z_max_at.row, 1);
+  TensorMetrics metrics{TensorName::kOut, 2, 2, 9, std::vector<HeadMetrics>(4), {5, 7}};
+  EXPECT_EQ(metrics.rows_of(1), 5);
+  EXPECT_EQ(metrics.rows_of(2), 7);
+  EXPECT_TRUE(real_rows(bench.c.problem.shape, TensorName::kDsinks).empty());
+}
+
 // Truth (3, 4), (0, 5); got (3, 4 + 2^-10), (-2^-9, 5).
 TEST(Measure, HandWorkedValues) {
   Bench bench(2);

@@ -2,6 +2,7 @@
 // Every planted fault is named for what it is, a healthy path for nothing, and what the catalogue lacks is not named at
 // all.
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <string>
@@ -87,8 +88,9 @@ TEST(Explain, NamesEveryPlantedFault) {
         "b1 hq4 hkv2 sq110 sk110 d64 bf16 causal w40 seed=2",  // a window shorter than the keys
         "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",   // and longer; group 1
         "b1 hq4 hkv1 sq120 sk120 d64 bf16 causal docs=40,20,60 seed=4",
-        "b2 hq4 hkv2 sq75 sk75 d64 fp16 causal sink=3 seed=5",       // batch entries
-        "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6"}) {  // more keys than rows; group 8
+        "b2 hq4 hkv2 sq75 sk75 d64 fp16 causal sink=3 seed=5",          // batch entries
+        "b2 hq4 hkv2 sq90 sk90 d64 bf16 causal seqlens=60,81 seed=12",  // with padding
+        "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6"}) {     // more keys than rows; group 8
     const std::set<std::string> of_line = explain_all(line);
     EXPECT_GT(of_line.size(), 10U) << line;
     seen.insert(of_line.begin(), of_line.end());
@@ -173,6 +175,32 @@ TEST(Explain, FindsTwoMistakesAtOnce) {
                                                                             << text_of(findings);
     }
   }
+}
+
+// dk, dv and dsinks of a path that knows of no padding; and what padding itself holds is nobody's mistake.
+TEST(Explain, NamesPaddingThatIsCountedInEveryGradient) {
+  Case c = generated("b2 hq4 hkv2 sq90 sk90 d64 bf16 causal seqlens=60,81 seed=13");
+  Case whole = c;
+  whole.dout = c.padded_dout;
+  c.recorded["unaware"] = find_path("sink_kernel", c).run(whole, {}).outputs;
+  const std::vector<Finding> findings = explained(c, "recorded.unaware").explanation.findings;
+  ASSERT_EQ(findings.size(), 1U) << text_of(findings);
+  EXPECT_EQ(findings[0].cause, "dsink_padding");
+  EXPECT_TRUE(findings[0].all_heads);
+  EXPECT_EQ(findings[0].tensors,
+            (std::vector<TensorName>{TensorName::kDk, TensorName::kDv, TensorName::kDsinks}));
+
+  Outputs garbage = find_path("sink_kernel", c).run(c, {}).outputs;
+  for (const TensorName name :
+       {TensorName::kOut, TensorName::kLse, TensorName::kDq, TensorName::kDk, TensorName::kDv}) {
+    const std::int64_t columns = name == TensorName::kLse ? 1 : 64;
+    for (std::int64_t i = 0; i < garbage[name].size(); ++i) {
+      const std::int64_t head = i / columns / 90, heads = is_of_keys(name) ? 2 : 4;
+      if (i / columns % 90 >= (head / heads == 0 ? 60 : 81)) garbage[name].set(i, NAN);
+    }
+  }
+  c.recorded["garbage"] = garbage;
+  EXPECT_EQ(explained(c, "recorded.garbage").explanation.findings.at(0).cause, kNoCause);
 }
 
 TEST(Explain, ListsWhatAnInputCannotShow) {

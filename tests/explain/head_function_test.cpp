@@ -186,6 +186,22 @@ TEST(HeadFunction, SinksScalesAndHeadsAreWhatTheySay) {
   expect("gqa_interleaved", 1, scale, sink, 1);
 }
 
+// Rows of padding whose dout is left in: in every gradient, or in the sink's alone.
+TEST(HeadFunction, PaddingIsCountedWhereItSays) {
+  const Case c = generated("b1 hq2 hkv1 sq20 sk20 d16 fp32 causal sink=1 seqlens=13 seed=7");
+  Case whole = c;
+  whole.dout = c.padded_dout;
+  const double scale = static_cast<float>(c.problem.shape.scale);
+  const Sees causal = [](auto i, auto j) { return j <= i; };
+  Naive right = naive_head(c, 1, 0, scale, c.sinks.at(1), causal);
+  const Naive counted = naive_head(whole, 1, 0, scale, c.sinks.at(1), causal);
+  EXPECT_GT(std::fabs(right.dsink - counted.dsink), 0.01);
+  expect_same(evaluate(c, 0, 1, right_function(c, 1), true), right, 1, "left out");
+  expect_same(evaluate(c, 0, 1, with(c, 1, "dsink_padding", 1), true), counted, 1, "in every gradient");
+  right.dsink = counted.dsink;
+  expect_same(evaluate(c, 0, 1, with(c, 1, "dsink_padding", 0), true), right, 1, "in dsinks");
+}
+
 // A cap bounds each logit; its slope goes into dS.
 TEST(HeadFunction, SoftcapIsWhatItSays) {
   const Case c = generated("b1 hq2 hkv1 sq12 sk14 d16 fp32 causal w9 seed=7");

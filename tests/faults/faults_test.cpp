@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 
 #include "fmt/format.h"
@@ -67,6 +68,15 @@ TEST(Faults, OfDqNeedAPathThatGivesOne) {
   c.recorded["mine"].out = c.q;
   EXPECT_THROW(find_path("fault:dq_head_lost:recorded.mine", c).run(c, {}), std::runtime_error);
   EXPECT_THROW(find_path("fault:dq_scaled:recorded.mine", c).run(c, {}), std::runtime_error);
+}
+
+TEST(Faults, OfTheLseNeedAPathThatGivesOne) {
+  Case c = generate_case(parse_problem("b1 hq2 hkv1 sq8 sk8 d64 bf16 causal seed=1"), "test");
+  c.recorded["mine"] = find_path("sink_kernel", c).run(c, {}).outputs;
+  c.recorded["mine"].lse = {};
+  for (const char* fault : {"lse_log2", "lse_without_sink", "delta_uncorrected", "dsink_from_ds"})
+    EXPECT_THROW(find_path(fmt::format("fault:{}:recorded.mine", fault), c).run(c, {}), std::runtime_error)
+        << fault;
 }
 
 TEST(Faults, AreFoundByName) {

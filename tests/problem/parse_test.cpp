@@ -63,6 +63,10 @@ class RandomProblems {
     s.b = from_one(4);
     s.sq = from_one(5000);
     s.sk = one_in(2) ? s.sq : from_one(5000);
+    if (s.causal && s.sq == s.sk && one_in(3)) {
+      for (std::int64_t i = 0; i < s.b; ++i) s.seqlens.push_back(below(s.sq + 1));
+      return;
+    }
     if (!one_in(3)) return;
     s.b = 1;
     s.docs.resize(1 + below(5));
@@ -169,9 +173,12 @@ INSTANTIATE_TEST_SUITE_P(
                     Wrong{"docs=8,8 sq17", "sq is 17"}, Wrong{"docs=8,8 sk17", "sk is 17"},
                     Wrong{"docs_k=8,8", "docs_k=8,8"}, Wrong{"docs=8,8 docs_k=16", "docs_k= has 1"},
                     Wrong{"docs=0,0", "sq0"}, Wrong{"docs=5 docs_k=0", "sk0"},
-                    Wrong{"fp32 residual", "residual"}, Wrong{"scale=inf", "scale=inf"},
-                    Wrong{"scale=1e31", "scale=1e+31"}, Wrong{"sink=1e5 sink_dtype=fp16", "sink=100000"},
-                    Wrong{"dlse grads=none", "grads=none"},
+                    Wrong{"b2 seqlens=5", "has 1 lengths, wanted one for each of b2"},
+                    Wrong{"sq9 seqlens=10", "has 10, wanted lengths from 0 to sq, 9"},
+                    Wrong{"full seqlens=5", "needs causal"}, Wrong{"sq9 sk10 seqlens=5", "saw sq9 sk10"},
+                    Wrong{"docs=4,5 seqlens=5", "exclude each other"}, Wrong{"fp32 residual", "residual"},
+                    Wrong{"scale=inf", "scale=inf"}, Wrong{"scale=1e31", "scale=1e+31"},
+                    Wrong{"sink=1e5 sink_dtype=fp16", "sink=100000"}, Wrong{"dlse grads=none", "grads=none"},
                     Wrong{"b1048576 hq65536 hkv1 sq2147483647", "TiB"}, Wrong{"hq65536 sq131073 sk1", "TiB"},
                     Wrong{"capture=a sq5", "'sq5'"}, Wrong{"fill=ties capture=a", "'fill=ties'"},
                     Wrong{"capture=a dlse", "'dlse'"}, Wrong{"capture=a causal", "'causal'"}));

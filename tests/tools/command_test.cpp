@@ -54,6 +54,35 @@ TEST_F(Command, OutputsThatCannotBeWrittenAreRefusedBeforeTheWork) {
   EXPECT_EQ(content_of(path("a.h5")), "mine");
 }
 
+TEST_F(Command, ExplainsARecordBesideOtherInputs) {
+  const std::string record = path("a.h5"), json = path("findings.json");
+  EXPECT_EQ(sinkscope("compare " + std::string(kSmall) + " 'sq64 sink=none' --save-tensors -o " + record +
+                      " --paths fault:sink_twice:sink_kernel,sink_kernel")
+                .code,
+            1);
+  const Ran ran = sinkscope("explain " + record + " " + kSmall + " --paths sink_kernel --json " + json);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  std::vector<std::string> problems;
+  const nlohmann::json findings = nlohmann::json::parse(content_of(json)).at("findings");
+  for (const nlohmann::json& finding : findings) {
+    EXPECT_EQ(finding.at("cause"), "none");
+    EXPECT_EQ(finding.at("path"), "sink_kernel");
+    problems.push_back(finding.at("problem"));
+  }
+  EXPECT_EQ(problems, (std::vector<std::string>{"p0001", "p0002", "p0001_2"}));
+  const Ran all = sinkscope("explain " + record);
+  EXPECT_NE(all.out.find("fault:sink_twice:sink_kernel\n    sink_twice: "), std::string::npos) << all.out;
+  EXPECT_NE(all.out.find("fault:sink_twice:sink_kernel: skipped: the mistake needs"), std::string::npos)
+      << all.out;
+  EXPECT_EQ(all.out.find("eager"), std::string::npos) << "what the record does not hold is not run";
+
+  expect_refused("explain " + record + " --paths eager", 2,
+                 "it has fault:sink_twice:sink_kernel, sink_kernel");
+  expect_refused("explain " + record + " --overwrite -o " + record, 2, "is an input");
+  expect_refused("explain " + path("missing.h5"), 2, "missing.h5 does not exist");
+  expect_refused("compare " + record, 2, "is a record");
+}
+
 TEST_F(Command, ExplainsWhatFails) {
   const std::string json = path("findings.json"), record = path("explained.h5");
   const std::string paths = " --paths fault:sink_twice:sink_kernel,sink_kernel ";
@@ -94,6 +123,7 @@ TEST_F(Command, ExplainsWhatFails) {
   EXPECT_EQ(sinkscope("gate " + record).code, 1) << "the record can be judged again";
 
   EXPECT_EQ(sinkscope("explain 'sq64 sink=none' --paths fault:sink_ignored:sink_kernel").code, 3);
+  expect_refused("explain " + record, 2, "no stored tensors in p0001; write it with compare --save-tensors");
   const Ran compared = sinkscope("compare " + std::string(kSmall) + paths + "--explain");
   EXPECT_NE(compared.out.find("sink_twice: the sink is counted twice"), std::string::npos) << compared.out;
   EXPECT_NE(compared.out.find("for training: the sink is counted twice"), std::string::npos) << compared.out;

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -34,14 +33,7 @@ struct CompareArguments {
 
 // Outputs are refused before the work: those that cannot be written, and those that would replace an input.
 void check_targets(const CompareArguments& arguments, const std::vector<NamedProblem>& problems) {
-  for (const std::string& target : {arguments.output, arguments.json, arguments.junit}) {
-    for (const NamedProblem& named : problems) {
-      std::error_code error;
-      if (target.empty() || named.problem.capture.empty()) continue;
-      if (std::filesystem::equivalent(target, named.problem.capture, error))
-        throw InputError(fmt::format("{} is an input: wanted another file to write to", target));
-    }
-  }
+  refuse_inputs_as_targets({arguments.output, arguments.json, arguments.junit}, problems);
   for (const std::string& target : {arguments.json, arguments.junit}) {
     if (!target.empty()) PendingFile(target, arguments.overwrite);
   }

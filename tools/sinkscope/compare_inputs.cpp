@@ -2,6 +2,7 @@
 #include "tools/sinkscope/compare_inputs.hpp"
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 
 #include "fmt/format.h"
@@ -9,6 +10,7 @@
 #include "src/capture/capture.hpp"
 #include "src/core/error.hpp"
 #include "src/paths/table.hpp"
+#include "src/record/stored.hpp"
 #include "tools/sinkscope/data_files.hpp"
 
 namespace sinkscope::cli {
@@ -18,19 +20,45 @@ namespace {
 bool looks_like_path(const std::string& input) {
   if (input.starts_with("capture=")) return false;  // a problem line, as failures print it
   std::error_code error;
-  return std::filesystem::exists(input, error) || input.ends_with(".safetensors") ||
+  return std::filesystem::exists(input, error) || input.ends_with(".safetensors") || input.ends_with(".h5") ||
          (input.find('/') != std::string::npos && input.find('=') == std::string::npos);
 }
 
-void add_input(const std::string& input, std::vector<Problem>& problems) {
+// By its name, or by the eight bytes that every HDF5 file begins with.
+bool looks_like_record(const std::string& input) {
+  if (input.ends_with(".h5")) return true;
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(input, error)) return false;
+  std::string start(8, '\0');
+  std::ifstream(input, std::ios::binary).read(start.data(), 8);
+  return start == "\x89HDF\r\n\x1a\n";
+}
+
+void add_record(const std::string& path, std::vector<NamedProblem>& problems) {
+  const auto record = std::make_shared<const Record>(read_record(path));
+  require_tensors(path, *record);
+  for (const CaseResult& result : record->cases) {
+    problems.push_back({result.name, parse_problem(result.problem_line), path,
+                        std::shared_ptr<const CaseResult>(record, &result)});
+  }
+}
+
+void add_input(const std::string& input, Records records, std::vector<NamedProblem>& problems) {
   if (!looks_like_path(input)) {
-    problems.push_back(parse_problem(input));
+    problems.push_back({"", parse_problem(input), "", nullptr});
     return;
+  }
+  if (looks_like_record(input)) {
+    if (records == Records::kTaken) return add_record(input, problems);
+    throw InputError(
+        fmt::format("{} is a record: wanted a capture, a folder of captures or a problem line "
+                    "(explain takes records, gate and diff too)",
+                    input));
   }
   for (const std::string& path : captures_at(input)) {
     Problem problem;
     problem.capture = path;
-    problems.push_back(problem);
+    problems.push_back({"", problem, "", nullptr});
   }
 }
 
@@ -63,33 +91,43 @@ void tidy_path_names(std::vector<std::string>& names, bool with_backend) {
 }
 
 std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
-                                         const std::vector<std::string>& suites) {
+                                         const std::vector<std::string>& suites, Records records) {
   check_quotes(inputs);
-  std::vector<Problem> problems;
+  std::vector<NamedProblem> problems;
   for (const std::string& suite : suites) {
-    const std::vector<Problem> lines = read_suite(find_suite(suite));
-    problems.insert(problems.end(), lines.begin(), lines.end());
+    for (Problem& line : read_suite(find_suite(suite)))
+      problems.push_back({"", std::move(line), "", nullptr});
   }
-  for (const std::string& input : inputs) add_input(input, problems);
+  for (const std::string& input : inputs) add_input(input, records, problems);
   if (problems.empty())
     throw InputError("nothing to compare: wanted a capture, a folder of captures, a problem line or --suite");
 
-  std::vector<NamedProblem> named;
   std::map<std::string, int> uses;
   int number = 0;
-  for (Problem& problem : problems) {
-    std::string name;
-    if (problem.capture.empty()) {
-      name = fmt::format("p{:04}", ++number);
-    } else {
-      load_capture(problem);
-      name = std::filesystem::path(problem.capture).stem().string();
+  for (NamedProblem& named : problems) {
+    if (named.problem.capture.empty() && !named.stored) {
+      named.name = fmt::format("p{:04}", ++number);
+    } else if (!named.stored) {
+      load_capture(named.problem);
+      named.name = std::filesystem::path(named.problem.capture).stem().string();
     }
-    const int use = ++uses[name];
-    if (use > 1) name = fmt::format("{}_{}", name, use);
-    named.push_back({std::move(name), std::move(problem)});
+    const int use = ++uses[named.name];
+    if (use > 1) named.name = fmt::format("{}_{}", named.name, use);
   }
-  return named;
+  return problems;
+}
+
+void refuse_inputs_as_targets(const std::vector<std::string>& targets,
+                              const std::vector<NamedProblem>& problems) {
+  for (const std::string& target : targets) {
+    for (const NamedProblem& named : problems) {
+      const std::string& input = named.stored ? named.record : named.problem.capture;
+      std::error_code error;
+      if (target.empty() || input.empty()) continue;
+      if (std::filesystem::equivalent(target, input, error))
+        throw InputError(fmt::format("{} is an input: wanted another file to write to", target));
+    }
+  }
 }
 
 void add_truth_option(CLI::App& command, std::string& truth) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <filesystem>
+#include <algorithm>
 #include <memory>
 #include <optional>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
 #include "src/capture/capture.hpp"
@@ -11,6 +12,7 @@
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
 #include "src/explain/explain.hpp"
+#include "src/record/stored.hpp"
 #include "src/report/findings.hpp"
 #include "src/report/training.hpp"
 #include "src/report/stages.hpp"
@@ -59,10 +61,40 @@ ExitCode exit_code_of(const std::vector<CaseResult>& results) {
   return code;
 }
 
+// A record brings the paths that may be asked for.
+void check_stored_paths(const std::vector<std::string>& wanted, const std::vector<NamedProblem>& problems) {
+  for (const NamedProblem& named : problems) {
+    for (const std::string& name : wanted) {
+      if (!named.stored) break;
+      const std::vector<PathResult>& known = named.stored->paths;
+      if (std::any_of(known.begin(), known.end(), [&](const PathResult& path) { return path.path == name; }))
+        continue;
+      std::vector<std::string_view> names;
+      for (const PathResult& path : known) names.push_back(path.path);
+      throw InputError(fmt::format("{} has no path '{}' in {}, it has {}", named.record, name,
+                                   named.stored->name, fmt::join(names, ", ")));
+    }
+  }
+}
+
+// A case, and the paths that came with it: a record's give what is stored, and nothing is run.
+StoredCase case_of(const NamedProblem& named, const std::vector<std::string>& wanted, int threads) {
+  if (!named.stored) return {make_case(named.problem, named.name, threads), {}};
+  StoredCase stored = read_stored_case(named.record, *named.stored);
+  stored.c.name = named.name;
+  std::erase_if(stored.paths, [&](const Path& path) {
+    return !wanted.empty() && std::find(wanted.begin(), wanted.end(), path.name) == wanted.end();
+  });
+  return stored;
+}
+
 void run_explain(ExplainArguments& arguments, Context& context) {
   tidy_path_names(arguments.options.paths, false);
   const Gate gate = read_gate(find_gate(arguments.gate));
-  const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
+  const std::vector<NamedProblem> problems =
+      collect_inputs(arguments.inputs, arguments.suites, Records::kTaken);
+  check_stored_paths(arguments.options.paths, problems);
+  refuse_inputs_as_targets({arguments.output, arguments.json}, problems);
   if (!arguments.json.empty()) PendingFile(arguments.json, arguments.overwrite);
   CompareOptions options = arguments.options;
   options.explain = true;
@@ -80,7 +112,7 @@ void run_explain(ExplainArguments& arguments, Context& context) {
   for (std::size_t i = 0; i < problems.size(); ++i) {
     progress.start_case(i);
     progress.update(problems[i].name, "inputs", 0);
-    const Case c = make_case(problems[i].problem, problems[i].name, options.threads);
+    const auto [c, stored] = case_of(problems[i], options.paths, options.threads);
     if (arguments.blind) {
       const std::vector<BlindSpot> spots = blind_spots(c, gate, options.threads);
       progress.clear();
@@ -88,10 +120,11 @@ void run_explain(ExplainArguments& arguments, Context& context) {
       for (auto& spot : json_of(c.name, spots)) blind.push_back(std::move(spot));
       continue;
     }
-    CaseResult result =
-        compare_case(c, gate, options, [&](std::string_view name, std::string_view stage, double share) {
-          progress.update(name, stage, share);
-        });
+    const Progress show = [&](std::string_view name, std::string_view stage, double share) {
+      progress.update(name, stage, share);
+    };
+    CaseResult result = problems[i].stored ? compare_case(c, gate, options, stored, show)
+                                           : compare_case(c, gate, options, show);
     progress.clear();
     fmt::print("{}", render_findings(result, arguments.verbose));
     std::fflush(stdout);
@@ -116,15 +149,19 @@ void run_explain(ExplainArguments& arguments, Context& context) {
 void add_explain_command(CLI::App& app, Context& context) {
   CLI::App* command = app.add_subcommand("explain", "Name the mistake behind what every path gets wrong");
   auto arguments = std::make_shared<ExplainArguments>();
-  command->add_option("INPUT", arguments->inputs,
-                      "Captures (.safetensors), folders of captures, or quoted problem lines");
+  command->add_option(
+      "INPUT", arguments->inputs,
+      "Captures (.safetensors), folders of captures, quoted problem lines, or records (.h5) that "
+      "compare --save-tensors wrote");
   command
       ->add_option("--suite", arguments->suites,
                    "A file of problem lines, or the name of a shipped suite (sinkscope list suites)")
       ->allow_extra_args(false);
   command
-      ->add_option("--paths", arguments->options.paths,
-                   "Paths to explain, by commas (default: all; sinkscope list paths)")
+      ->add_option(
+          "--paths", arguments->options.paths,
+          "Paths to explain, by commas (default: all; sinkscope list paths; of a record those that it "
+          "holds)")
       ->delimiter(',')
       ->allow_extra_args(false);
   add_truth_option(*command, arguments->truth);
@@ -144,6 +181,7 @@ void add_explain_command(CLI::App& app, Context& context) {
       "Examples:\n  sinkscope explain datasets/captures/calm_layer1.safetensors --json findings.json\n"
       "  sinkscope explain 'b1 hq8 hkv2 sq300 sk300 d64 bf16 causal w128 seed=7' --paths "
       "fault:window_plus_one:sink_kernel\n"
+      "  sinkscope explain report.h5 --paths eager\n"
       "  sinkscope explain --blind 'b1 hq8 hkv8 sq256 sk256 d64 bf16 causal'");
   command->callback([arguments, &context] { run_explain(*arguments, context); });
 }
