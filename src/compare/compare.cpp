@@ -68,7 +68,15 @@ bool truth_is_usable(const Truth& truth) {
 class PathComparison {
  public:
   PathComparison(const Case& c, const Gate& gate, const CompareOptions& options, const Truth& truth)
-      : case_(c), gate_(gate), options_(options), truth_(truth) {}
+      : case_(c), gate_(gate), options_(options), truth_(truth) {
+    explaining_.threads = options.threads;
+    if (options.explain) explaining_.results = shared_results(c, options.threads);
+  }
+
+  // Told what is being explained.
+  void report_to(std::function<void(std::string_view)> progress) {
+    explaining_.progress = std::move(progress);
+  }
 
   PathResult run(const Path& path, const PathResult* baseline) {
     PathResult result;
@@ -91,8 +99,7 @@ class PathComparison {
       if (options_.explain) {
         const bool no_dsinks = first.backend != "recorded" && is_asked(case_, TensorName::kDsinks) &&
                                !first.outputs.dsinks.given();
-        result.explanation =
-            explain(case_, gate_, first.outputs, result.metrics, no_dsinks, {options_.threads});
+        result.explanation = explain(case_, gate_, first.outputs, result.metrics, no_dsinks, explaining_);
       }
       if (options_.keep_outputs) result.outputs = std::move(first.outputs);
     } catch (const InputError&) {
@@ -147,6 +154,7 @@ class PathComparison {
   const Gate& gate_;
   const CompareOptions& options_;
   const Truth& truth_;
+  ExplainOptions explaining_;
 };
 
 // What every row of a path says alike.
@@ -209,7 +217,11 @@ CaseResult compare_case(const Case& c, const Gate& gate, const CompareOptions& o
     baseline = comparison.run(*has_baseline, nullptr);
   }
   for (std::size_t i = 0; i < paths.size(); ++i) {
-    report(paths[i].name, 0.4 + 0.6 * static_cast<double>(i) / static_cast<double>(paths.size()));
+    const double share = 0.4 + 0.6 * static_cast<double>(i) / static_cast<double>(paths.size());
+    report(paths[i].name, share);
+    comparison.report_to([&, share](std::string_view what) {
+      report(fmt::format("{}: explaining {}", paths[i].name, what), share);
+    });
     PathResult path;
     if (!unfit.empty()) {
       path.path = paths[i].name;

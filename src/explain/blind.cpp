@@ -54,7 +54,7 @@ bool is_visible(State& state, const Hypothesis& hypothesis) {
 std::vector<BlindSpot> blind_spots(const Case& c, const Gate& gate, int threads) {
   std::vector<Cell> cells = cells_of(c, right_outputs(c, threads));
   const std::vector<bool> all(cells.size(), true);
-  State state(c, gate, std::move(cells), all, threads);
+  State state(c, gate, std::move(cells), all, shared_results(c, threads));
   std::vector<BlindSpot> spots;
   const HeadFunction right = right_function(c, 0);
   const Probe probe{c, 0, 0, right, [&](TensorName tensor, std::int64_t batch, std::int64_t head) {

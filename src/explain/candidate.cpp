@@ -9,8 +9,6 @@
 namespace sinkscope {
 namespace {
 
-constexpr double kLeftOver = 1e-3;  // of the squared error: less is left by a cause that explains nearly all
-
 constexpr double kNearer = 0.5;  // of the squared error in the tensor's own units
 
 bool is_own(TensorName tensor) {
@@ -30,7 +28,7 @@ Range hull_of_false(const std::vector<bool>& fits) {
 // The error itself must shrink too: a function with larger roundings allows more without being nearer.
 bool is_enough(const Fit& base, const Fit& fit, bool nearly) {
   if (std::isfinite(base.z2) && !(fit.err2 <= kNearer * base.err2)) return false;
-  return fit.fits || (nearly && fit.z2 <= kLeftOver * base.z2);
+  return fit.fits || ((nearly || fit.nearly) && fit.z2 <= kLeftOver * base.z2);
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 namespace sinkscope {
 namespace {
 
+constexpr double kSlack = 1.5;  // on single rows and elements
+
 struct Documents {
   std::vector<std::int64_t> cu_q, cu_k;
   std::size_t count() const { return cu_q.size() - 1; }
@@ -149,7 +151,10 @@ Fit fit(const Cell& cell, const Prediction& prediction, const CellLimits& limits
   }
   const double count = static_cast<double>(std::max<std::int64_t>(1, counted.size() * cell.columns));
   total.z_rms = std::sqrt(total.z2 / count);
-  total.fits = within && total.z_rms <= z_rms_limit(limits.limits, counted.size());
+  const bool is_small = total.z_rms <= z_rms_limit(limits.limits, counted.size());
+  total.fits = within && is_small;
+  total.nearly =
+      is_small && total.z_row <= kSlack * limits.limits.z_row && total.z_max <= kSlack * limits.limits.z_max;
   return total;
 }
 

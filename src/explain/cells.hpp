@@ -31,8 +31,9 @@ struct Prediction {
 // z of a cell under a prediction, judged by the gate's limits; NaN does not fit.
 struct Fit {
   bool fits = false;
-  double z2 = 0;    // sum of squared z; infinite where the classes of non-finite elements differ
-  double err2 = 0;  // sum of squared errors of finite elements, over the rows that were asked for
+  bool nearly = false;  // but for single rows and elements somewhat over the limits
+  double z2 = 0;        // sum of squared z; infinite where the classes of non-finite elements differ
+  double err2 = 0;      // sum of squared errors of finite elements, over the rows that were asked for
   double z_rms = 0, z_row = 0, z_max = 0;
 };
 

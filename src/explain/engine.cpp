@@ -7,6 +7,7 @@
 #include "fmt/format.h"
 
 #include "src/core/parallel.hpp"
+#include "src/explain/rounding_search.hpp"
 
 namespace sinkscope {
 namespace {
@@ -85,7 +86,7 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vecto
                     [&state = state_](TensorName tensor, std::int64_t batch, std::int64_t head) {
                       return state.got(tensor, batch, head);  // hypotheses outlive the engine
                     }};
-  std::vector<Candidate> all;
+  std::vector<const Cause*> causes;
   for (const Cause& cause : all_causes()) {
     const bool withheld =
         std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) != options_.withheld.end();
@@ -94,8 +95,18 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vecto
     if (withheld || again || !concerns(cause, c.tensor)) continue;
     if (is_unknown && cause.stage != Stage::kKeyHeads && cause.stage != Stage::kSinkGradient) continue;
     if (cause.invisible != nullptr && cause.invisible(state_.problem())) continue;
+    causes.push_back(&cause);
+  }
+  // Free parameters are searched for here.
+  std::vector<std::vector<Hypothesis>> made(causes.size());
+  parallel_for(static_cast<std::int64_t>(causes.size()), options_.threads, [&](std::int64_t i) {
+    const Cause& cause = *causes[static_cast<std::size_t>(i)];
+    made[static_cast<std::size_t>(i)] = cause.hypotheses(cause, probe);
+  });
+  std::vector<Candidate> all;
+  for (std::vector<Hypothesis>& variants : made) {
     int variant = 0;
-    for (Hypothesis& hypothesis : cause.hypotheses(cause, probe)) {
+    for (Hypothesis& hypothesis : variants) {
       std::vector<Hypothesis> together = before;
       std::vector<std::string> keys = suffixes;
       together.push_back(std::move(hypothesis));
@@ -223,10 +234,14 @@ std::vector<Candidate> Engine::pairs(std::size_t cell) {
 std::vector<Accepted> Engine::run() {
   while (const std::optional<std::size_t> cell = worst_cell()) {
     CellState& cs = state_.cells()[*cell];
+    if (options_.progress)
+      options_.progress(fmt::format("{} of {} {}", text(cs.cell.tensor),
+                                    is_of_keys(cs.cell.tensor) ? "kv head" : "head", cs.cell.head));
     const double before = cs.base.z2;
-    const bool explained = accept_best(*cell, fitting(*cell, singles(*cell))) || accept_fact(*cell) ||
-                           (hopeless_ < kPairedCells && accept_best(*cell, pairs(*cell)));
-    hopeless_ += explained ? 0 : 1;
+    const bool explained =
+        accept_best(*cell, fitting(*cell, singles(*cell))) || accept_fact(*cell) ||
+        (hopeless_ < kPairedCells && !is_of_exponentials(state_, cs) && accept_best(*cell, pairs(*cell)));
+    hopeless_ += explained || is_of_exponentials(state_, cs) ? 0 : 1;
     if (!explained || (cs.fails && !(cs.base.z2 < before))) cs.given_up = true;
     tried_.clear();
     state_.forget_results();

@@ -42,6 +42,10 @@ std::vector<RoundingFit> rounded_at_once(State& state, const std::vector<std::si
 
 }  // namespace
 
+std::shared_ptr<Results> shared_results(const Case& c, int threads) {
+  return std::make_shared<Results>(c, threads);
+}
+
 Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
                     const std::vector<TensorMetrics>& metrics, bool dsinks_missing,
                     const ExplainOptions& options) {
@@ -50,7 +54,9 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   const bool anything = std::find(failed.begin(), failed.end(), true) != failed.end();
   if (!anything && !dsinks_missing) return {{nothing_wrong()}};
 
-  State state(c, gate, std::move(cells), failed, options.threads);
+  const std::shared_ptr<Results> results =
+      options.results ? options.results : shared_results(c, options.threads);
+  State state(c, gate, std::move(cells), failed, results);
   // A head that the gate fails while each element fits: by its bias, or because it does not repeat.
   std::vector<std::size_t> biased, unclear;
   for (std::size_t i = 0; i < failed.size(); ++i) {
@@ -94,7 +100,9 @@ Explanation explain(const Case& c, const Gate& gate, const Outputs& outputs,
   if (rounded.empty()) {
     for (const RoundingFit& fit : explain_by_rounding(state, unclear, options.threads)) add_rounding(fit);
   }
+  for (const RoundingFit& fit : explain_by_exponentials(state, unclear)) add_rounding(fit);
   if (!unclear.empty()) findings.push_back(unexplained(state, unclear, !findings.empty()));
+  results->keep_only({right_function(c, 0).key});  // of other functions the next path has its own
   return {std::move(findings)};
 }
 

@@ -2,7 +2,10 @@
 // Which mistake is it? Names the cause of what a path got wrong, or says that it does not know.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/diff/diff.hpp"
@@ -12,9 +15,15 @@
 
 namespace sinkscope {
 
+// What several paths of one case share: what heads compute under the right function.
+class Results;
+std::shared_ptr<Results> shared_results(const Case& c, int threads);
+
 struct ExplainOptions {
   int threads = 0;
-  std::vector<std::string> withheld;  // causes that are taken not to exist, to see what becomes of them
+  std::vector<std::string> withheld = {};  // causes that are taken not to exist, to see what becomes of them
+  std::shared_ptr<Results> results = nullptr;  // of this case, by shared_results(); none: made anew
+  std::function<void(std::string_view)> progress = nullptr;  // told what is looked at: "dq of head 3"
 };
 
 // What explain says of a path.

@@ -152,8 +152,18 @@ Finding unexplained(const State& state, const std::vector<std::size_t>& cells, b
   finding.sentence = in_part ? "what is left after that fits no cause of the catalogue"
                              : "no cause of the catalogue fits: rounding, or a mistake it does not have";
   finding.fix = "look where the error begins: sinkscope compare --verbose";
-  for (const std::size_t i : cells)
-    finding.residual_z = std::max(finding.residual_z, state.cells()[i].base.z_rms);
+  const CellState* worst = nullptr;
+  const auto over = [](const CellState& cs) { return cs.base.z_max / cs.limits.limits.z_max; };
+  for (const std::size_t i : cells) {
+    const CellState& cs = state.cells()[i];
+    finding.residual_z = std::max(finding.residual_z, cs.base.z_rms);
+    if (worst == nullptr || !(over(cs) <= over(*worst))) worst = &cs;
+  }
+  if (worst != nullptr && !worst->base.fits) {
+    finding.note = fmt::format("{} of {}head {}: z_max {:.3g}, limit {:.3g}", text(worst->cell.tensor),
+                               is_of_keys(worst->cell.tensor) ? "kv " : "", worst->cell.head,
+                               worst->base.z_max, worst->limits.limits.z_max);
+  }
   set_scope_of_cells(state, cells, finding);
   return finding;
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <optional>
 
+#include "fmt/format.h"
+
 #include "src/core/parallel.hpp"
 
 namespace sinkscope {
@@ -13,6 +15,8 @@ namespace {
 constexpr double kMostLeft = 0.5;      // of the squared error, where what is left is within the limits
 constexpr double kMostLeftOver = 0.1;  // ... and where it is not: rare flips of a rounding are large
 
+constexpr double kExponentials =
+    0x1p-13;                   // of the row's sum: an fp32 exponential is off by 2^-22, a coarse one by this
 constexpr double kSame = 1.1;  // models that leave within this factor of each other cannot be told apart
 
 using Head = std::pair<std::int64_t, std::int64_t>;  // batch, query head
@@ -107,6 +111,42 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
     return a.cells.size() > b.cells.size();
   });
   return fits;
+}
+
+double largest_error(State& state, const CellState& cs) {
+  const Prediction base = state.predicted_base(cs);
+  double largest = 0;
+  for (std::size_t i = 0; i < base.value.size(); ++i) {
+    if (cs.cell.got[i] == base.value[i]) continue;  // infinite alike
+    const double error = std::abs(cs.cell.got[i] - base.value[i]);
+    if (!(error <= largest)) largest = error;
+  }
+  return largest;
+}
+
+bool is_of_exponentials(State& state, const CellState& cell) {
+  return cell.cell.tensor == TensorName::kLse && largest_error(state, cell) <= kExponentials;
+}
+
+std::vector<RoundingFit> explain_by_exponentials(State& state, const std::vector<std::size_t>& cells) {
+  RoundingFit found;
+  double largest = 0;
+  for (const std::size_t i : cells) {
+    const CellState& cs = state.cells()[i];
+    if (!is_of_exponentials(state, cs)) continue;
+    found.cells.push_back(i);
+    largest = std::max(largest, largest_error(state, cs));
+    found.share +=
+        1 - 1 / std::max(1.0, cs.base.z_rms * cs.base.z_rms);  // what fp32 has anyway is not theirs
+    found.residual_z = std::max(found.residual_z, std::min(1.0, cs.base.z_rms));
+  }
+  if (found.cells.empty()) return {};
+  found.share /= static_cast<double>(found.cells.size());
+  found.model = {"rounding:exp",
+                 fmt::format("the same function, with row sums of exponentials that are good to {:.0f} bits",
+                             std::floor(-std::log2(largest))),
+                 "no mistake: exponentials with all bits of fp32 give a closer LSE", false};
+  return {found};
 }
 
 }  // namespace sinkscope

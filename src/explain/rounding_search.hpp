@@ -21,4 +21,10 @@ struct RoundingFit {
 std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std::size_t>& cells,
                                              int threads);
 
+// Is an LSE wrong by so little, in every row, that its sum of exponentials alone can be meant?
+bool is_of_exponentials(State& state, const CellState& cell);
+
+// Those of `cells`, as one answer; nothing where there are none.
+std::vector<RoundingFit> explain_by_exponentials(State& state, const std::vector<std::size_t>& cells);
+
 }  // namespace sinkscope

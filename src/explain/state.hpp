@@ -3,12 +3,16 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "src/explain/cells.hpp"
 #include "src/explain/results.hpp"
 
 namespace sinkscope {
+
+inline constexpr double kLeftOver =
+    1e-3;  // of the squared error: less is left by a cause that explains nearly all
 
 struct CellState {
   Cell cell;
@@ -27,12 +31,12 @@ class State {
  public:
   // `failed[i]`: did the gate fail the head of cell i?
   State(const Case& c, const Gate& gate, std::vector<Cell> cells, const std::vector<bool>& failed,
-        int threads);
+        std::shared_ptr<Results> results);
 
   const Case& problem() const { return case_; }
   std::vector<CellState>& cells() { return cells_; }
   const std::vector<CellState>& cells() const { return cells_; }
-  Results& results() { return results_; }
+  Results& results() { return *results_; }
   bool backward() const { return case_.dout.given(); }
 
   // What a head is known to compute of a tensor in a document.
@@ -64,7 +68,7 @@ class State {
   const Case& case_;
   std::int64_t documents_;
   std::vector<CellState> cells_;
-  Results results_;
+  std::shared_ptr<Results> results_;
   std::array<std::vector<FunctionPtr>, kTensorNames.size()> base_;  // [b, hq, documents] each
 };
 

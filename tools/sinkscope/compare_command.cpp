@@ -55,8 +55,7 @@ void run_compare(CompareArguments& arguments, Context& context) {
   if (!arguments.judged.empty()) judge_only(gate, arguments.judged);
   const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
   check_targets(arguments, problems);
-  arguments.options.truth = arguments.truth == "cuda" ? TruthKind::kCuda : TruthKind::kEigen;
-  require_available(arguments.options.truth);
+  arguments.options.truth = chosen_truth(arguments.truth);
   const auto run_info = [&] {
     RunInfo info = collect_run_info(context.command_line, arguments.options.threads);
     info.emplace_back("truth", name_of(arguments.options.truth));
@@ -124,12 +123,7 @@ void add_compare_command(CLI::App& app, Context& context) {
                    "Paths to run, by commas (default: all; sinkscope list paths)")
       ->delimiter(',')
       ->allow_extra_args(false);
-  command
-      ->add_option("--truth", arguments->truth,
-                   "What is held to be true: eigen, in double precision on the CPU, or cuda, the same on a "
-                   "GPU, for long contexts")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"eigen", "cuda"}));
+  add_truth_option(*command, arguments->truth);
   command->add_option("--gate", arguments->gate, "Gate file or the name of a shipped gate")
       ->capture_default_str();
   command

@@ -92,4 +92,19 @@ std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
   return named;
 }
 
+void add_truth_option(CLI::App& command, std::string& truth) {
+  command
+      .add_option("--truth", truth,
+                  "What is held to be true: eigen, in double precision on the CPU, or cuda, the same on a "
+                  "GPU, for long contexts")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"eigen", "cuda"}));
+}
+
+TruthKind chosen_truth(const std::string& truth) {
+  const TruthKind kind = truth == "cuda" ? TruthKind::kCuda : TruthKind::kEigen;
+  require_available(kind);
+  return kind;
+}
+
 }  // namespace sinkscope::cli

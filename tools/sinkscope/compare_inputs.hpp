@@ -6,6 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "CLI/CLI.hpp"
+
+#include "src/compare/truth_kind.hpp"
 #include "src/problem/problem.hpp"
 
 namespace sinkscope::cli {
@@ -23,5 +26,11 @@ std::vector<NamedProblem> collect_inputs(const std::vector<std::string>& inputs,
 // Path names as they come from an option: blanks around them go. Throws InputError for an empty name or one that
 // no case could have; `with_backend` allows PATH:BACKEND.
 void tidy_path_names(std::vector<std::string>& names, bool with_backend);
+
+// `--truth eigen|cuda` of a command.
+void add_truth_option(CLI::App& command, std::string& truth);
+
+// What the option names. Throws EnvironmentError where it cannot be computed here.
+TruthKind chosen_truth(const std::string& truth);
 
 }  // namespace sinkscope::cli

@@ -23,7 +23,7 @@ namespace {
 struct ExplainArguments {
   std::vector<std::string> inputs, suites;
   std::string output, json;
-  std::string gate = "default";
+  std::string gate = "default", truth = "eigen";
   CompareOptions options;
   bool blind = false, overwrite = false, quiet = false;
 };
@@ -62,13 +62,15 @@ void run_explain(ExplainArguments& arguments, Context& context) {
   const Gate gate = read_gate(find_gate(arguments.gate));
   const std::vector<NamedProblem> problems = collect_inputs(arguments.inputs, arguments.suites);
   if (!arguments.json.empty()) PendingFile(arguments.json, arguments.overwrite);
-  std::optional<RecordWriter> record;
-  if (!arguments.output.empty()) {
-    record.emplace(arguments.output, collect_run_info(context.command_line, arguments.options.threads), gate,
-                   arguments.overwrite);
-  }
   CompareOptions options = arguments.options;
   options.explain = true;
+  options.truth = chosen_truth(arguments.truth);
+  std::optional<RecordWriter> record;
+  if (!arguments.output.empty()) {
+    RunInfo info = collect_run_info(context.command_line, options.threads);
+    info.emplace_back("truth", name_of(options.truth));
+    record.emplace(arguments.output, info, gate, arguments.overwrite);
+  }
   options.repeat = 1;
   ProgressLine progress(!arguments.quiet, problems.size());
   std::vector<CaseResult> results;
@@ -121,6 +123,7 @@ void add_explain_command(CLI::App& app, Context& context) {
                    "Paths to explain, by commas (default: all; sinkscope list paths)")
       ->delimiter(',')
       ->allow_extra_args(false);
+  add_truth_option(*command, arguments->truth);
   command->add_option("--gate", arguments->gate, "Gate file or the name of a shipped gate")
       ->capture_default_str();
   command->add_option("--json", arguments->json, "Write the findings as JSON here");
