@@ -93,7 +93,8 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vecto
     const bool again =
         std::any_of(before.begin(), before.end(), [&](const Hypothesis& h) { return h.cause == &cause; });
     if (withheld || again || !concerns(cause, c.tensor)) continue;
-    if (is_unknown && cause.stage != Stage::kKeyHeads && cause.stage != Stage::kSinkGradient) continue;
+    // One number says nothing of a gradient whose forward is not understood.
+    if (is_unknown && cause.stage != Stage::kKeyHeads) continue;
     if (cause.invisible != nullptr && cause.invisible(state_.problem())) continue;
     causes.push_back(&cause);
   }

@@ -46,6 +46,7 @@ class Engine {
                                         bool on_forward);
   bool is_unknown_before(std::size_t cell) const;
   bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
+  bool is_plausible(const Candidate& candidate);
   bool accept_fact(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);
   Accepted& record(const Cause& cause, const std::string& note, const std::vector<std::string>& equivalent,
