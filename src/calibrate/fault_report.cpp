@@ -70,7 +70,8 @@ std::string problems_text(const FaultTable& table) {
 std::string families_text() {
   std::string text;
   for (const CauseFamily& family : cause_families())
-    text += fmt::format("* {}: {}\n", fmt::join(family.causes, ", "), family.reason);
+    text += fmt::format("* {}, with {}: {}\n", fmt::join(family.of, ", "), fmt::join(family.with, ", "),
+                        family.reason);
   return text;
 }
 
@@ -162,7 +163,8 @@ std::string to_markdown(const FaultTable& table, const Gate& gate, const std::st
       "of these rightly, {} wrongly.\n",
       all.faint, all.faint_right, all.faint_wrong);
   text += "\n## By problem\n" + problems_text(table);
-  text += "\n## Families\nCauses that are withheld together, and why:\n\n" + families_text();
+  text += "\n## Families\nWhere a cause is withheld, these are too, as they may predict the same:\n\n" +
+          families_text();
   text += "\n## What went otherwise\n" + misses_text(table.misses);
   text += "\n## What was named although withheld\n" + misses_text(table.withheld_named);
   return text;

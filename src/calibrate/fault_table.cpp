@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <mutex>
 
 #include "fmt/format.h"
@@ -86,6 +87,12 @@ double loudness_ratio(const Case& c, const Truth& truth, std::int64_t kv_head) {
   return std::sqrt(loudest / in_group);
 }
 
+// A problem's line, or the name of its capture, wherever that lies.
+std::string name_of_problem(const Problem& problem) {
+  if (problem.capture.empty()) return to_string(problem);
+  return fmt::format("capture {}", std::filesystem::path(problem.capture).stem().string());
+}
+
 class TableRun {
  public:
   TableRun(const Gate& gate, const FaultTableOptions& options, const Progress& progress)
@@ -107,7 +114,7 @@ class TableRun {
   FaultTable run() {
     for (const Problem& problem : options_.problems) {
       const int seeds = problem.capture.empty() ? options_.seeds : 1;
-      table_.problems.push_back({to_string(problem), seeds, problem.fill == Fill::kLoud, 0, {}});
+      table_.problems.push_back({name_of_problem(problem), seeds, problem.fill == Fill::kLoud, 0, {}});
       for (int i = 0; i < seeds; ++i) {
         Problem seeded = problem;
         seeded.seed += kSeedStep * static_cast<std::uint64_t>(i);
@@ -120,7 +127,7 @@ class TableRun {
 
  private:
   void run_case(const Problem& problem, bool withhold, ProblemRow& row) {
-    const std::string line = to_string(problem);
+    const std::string line = name_of_problem(problem);
     report(line, "truth", 0);
     Case c = make_case(problem, "", options_.threads);
     std::optional<std::int64_t> kv_head;
