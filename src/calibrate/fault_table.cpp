@@ -195,6 +195,11 @@ FaultTally FaultTable::total() const {
   return sum;
 }
 
+bool FaultTable::empty() const {
+  return std::all_of(faults.begin() + 1, faults.end(),
+                     [](const FaultRow& row) { return row.everywhere.visible + row.quiet.visible == 0; });
+}
+
 FaultTally FaultTable::healthy() const {
   FaultTally sum;
   add(sum, faults.front().everywhere);
@@ -207,8 +212,7 @@ bool FaultTable::holds() const {
   const bool gate_misses_one = std::any_of(faults.begin() + 1, faults.end(), [](const FaultRow& row) {
     return row.everywhere.caught < row.everywhere.visible || row.quiet.caught < row.quiet.visible;
   });
-  return all.visible > 0 && all.right >= kLeastExplained * all.visible && none.right == none.planted &&
-         !gate_misses_one;
+  return all.right >= kLeastExplained * all.visible && none.right == none.planted && !gate_misses_one;
 }
 
 FaultTable run_fault_table(const Gate& gate, const FaultTableOptions& options, const Progress& progress) {

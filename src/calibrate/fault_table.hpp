@@ -59,6 +59,7 @@ struct FaultTable {
 
   FaultTally total() const;    // of the faults that explain's catalogue has a cause for
   FaultTally healthy() const;  // of the healthy path
+  bool empty() const;          // nothing was visible
   bool holds() const;          // the three aims of kLeastExplained, kHealthyRow and the gate
 };
 
@@ -66,8 +67,7 @@ struct FaultTable {
 inline constexpr double kLeastExplained = 0.95;
 
 // Plants every fault in sink_kernel in every problem, in all heads; where the problem has fill=loud in the group with
-// the quietest gradient alone. Seed k of a problem is its own plus 1000 k; a capture has one. Throws InputError for an unknown fault, and
-// what a case or a healthy path throws.
+// the quietest gradient alone. Seed k of a problem is its own plus 1000 k; a capture has one. Throws InputError for an unknown fault and for inputs that nothing can be judged by, and what a case or a healthy path throws.
 FaultTable run_fault_table(const Gate& gate, const FaultTableOptions& options, const Progress& progress = {});
 
 std::string to_markdown(const FaultTable& table, const Gate& gate, const std::string& command);

@@ -114,6 +114,9 @@ VisibleBounds visible_bounds(const Gate& gate, DType dtype, TensorName tensor) {
 FaultCase prepare_fault_case(Case c, std::optional<std::int64_t> kv_head, int threads) {
   FaultCase f;
   f.c = std::move(c);
+  const std::vector<std::string> unfit = unfit_inputs(f.c);
+  if (!unfit.empty())
+    throw InputError(fmt::format("{}: nothing can be planted: {}", f.c.name, fmt::join(unfit, "; ")));
   f.truth = compute_truth(f.c, threads);
   f.healthy = find_path("sink_kernel", f.c);
   f.right = f.healthy.run(f.c, {threads}).outputs;

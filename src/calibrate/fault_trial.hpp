@@ -46,7 +46,8 @@ struct FaultCase {
   std::optional<std::int64_t> kv_head;  // plant in this group alone
 };
 
-// Runs the truth, the healthy path and eager. Throws what the healthy path throws.
+// Runs the truth, the healthy path and eager. Throws InputError for NaN or infinite inputs, and what the healthy path
+// throws.
 FaultCase prepare_fault_case(Case c, std::optional<std::int64_t> kv_head, int threads);
 
 // Of the healthy path itself: `planted` is true, `naming` is kRight where nothing is named.

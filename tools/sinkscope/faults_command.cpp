@@ -40,7 +40,9 @@ void run_faults(FaultsArguments& arguments, Context& context) {
   if (!arguments.json.empty())
     write_file(arguments.json, to_json(table, gate, context.command_line).dump(2) + "\n",
                arguments.overwrite);
-  context.exit_code = table.holds() ? ExitCode::kPassed : ExitCode::kFailed;
+  context.exit_code = table.empty()   ? ExitCode::kEnvironment
+                      : table.holds() ? ExitCode::kPassed
+                                      : ExitCode::kFailed;
 }
 
 }  // namespace
@@ -81,7 +83,7 @@ void add_faults_command(CLI::App& app, Context& context) {
   command->footer(
       "Ends with 1 where explain names less than 95 % of the visible faults rightly, finds something in a "
       "healthy path, or\n"
-      "the gate passes a visible fault.\n"
+      "the gate passes a visible fault; with 3 where no fault can be seen.\n"
       "Examples:\n  sinkscope faults --seeds 32 -o reports/faults.md --overwrite\n"
       "  sinkscope faults 'b1 hq8 hkv2 sq300 sk300 d64 bf16 causal w128' --faults "
       "window_plus_one,window_ignored");
