@@ -114,8 +114,10 @@ PlantedScope planted_scope(const FaultCase& f, const Gate& gate, const Outputs& 
   for (const TensorMetrics& m : metrics) {
     const VisibleBounds bounds = visible_bounds(gate, s.dtype, m.tensor);
     for (std::size_t i = 0; i < m.heads.size(); ++i) {
-      if (!is_visible(m.heads[i], bounds)) continue;
       const auto head = static_cast<std::int64_t>(i);
+      // A single element of a healthy head may be over a bound on z_rms.
+      const bool is_changed = scope.changed.contains({m.tensor, head / m.h, head % m.h});
+      if (!is_changed || !is_visible(m.heads[i], bounds)) continue;
       const HeadMetrics& of = m.heads[i];
       scope.visible[{m.tensor, head / m.h, head % m.h}] =
           of.nonfinite_mismatch > 0 ? of.nonfinite_at.row : of.z_max_at.row;

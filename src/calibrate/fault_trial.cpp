@@ -85,17 +85,13 @@ Measured judge_outputs(const FaultCase& f, const Gate& gate, const Outputs& outp
     if (!is_asked(f.c, name)) continue;
     trial.peers |= judge_by_peers(f.c, f.truth, name, outputs[name], f.eager[name]);
     if (!outputs[name].given()) {
-      trial.visible = trial.caught = true;
+      trial.caught = true;
       measured.dsinks_missing = measured.dsinks_missing || name == TensorName::kDsinks;
       continue;
     }
     const TensorMetrics metrics = measure(f.c, f.truth, name, outputs[name], nullptr, 1);
     const std::vector<bool> failed = failed_heads(gate, dtype, metrics);
     trial.caught = trial.caught || std::find(failed.begin(), failed.end(), true) != failed.end();
-    const VisibleBounds bounds = visible_bounds(gate, dtype, name);
-    trial.visible =
-        trial.visible || std::any_of(metrics.heads.begin(), metrics.heads.end(),
-                                     [&](const HeadMetrics& head) { return is_visible(head, bounds); });
     measured.metrics.push_back(metrics);
   }
   return measured;
@@ -144,9 +140,10 @@ FaultTrial try_fault(const FaultCase& f, const Gate& gate, const Fault& fault, b
   if (path.unsupported(f.c)) return trial;
   const Outputs outputs = path.run(f.c, {1}).outputs;
   const Measured measured = judge_outputs(f, gate, outputs, trial);
-  if (!trial.caught) return trial;
   const FaultExpectation expected = expectation_of(fault.name);
   const PlantedScope scope = planted_scope(f, gate, outputs, measured.metrics, expected.in_one_head);
+  trial.visible = !scope.visible.empty() || !scope.missing.empty();
+  if (!trial.caught) return trial;
   ExplainOptions options;
   options.threads = 1;
   const std::vector<Finding> findings =

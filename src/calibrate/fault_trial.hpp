@@ -20,7 +20,7 @@ enum class Naming { kRight, kInPart, kUnexplained, kWrong };
 
 struct FaultTrial {
   bool planted = false;  // false: the case cannot show it
-  bool visible = false;  // a head with z_rms or z_max over visible_bounds()
+  bool visible = false;  // a head that differs from the healthy one has z_rms or z_max over visible_bounds()
   bool caught = false;   // by the gate
   PeerVerdicts peers;
   Naming naming = Naming::kUnexplained;  // of what is caught
