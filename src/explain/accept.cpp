@@ -120,10 +120,19 @@ bool Engine::is_plausible(const Candidate& candidate) {
   std::size_t failing = 0;
   for (std::size_t i = 0; i < state_.cells().size(); ++i) {
     const CellState& cs = state_.cells()[i];
-    const bool counts = cs.cell.tensor == TensorName::kDsinks && cs.concerned && cs.fails && !cs.given_up;
+    const bool counts = cs.cell.tensor == TensorName::kDsinks && cs.concerned && cs.fails;
     failing += counts && !is_unknown_before(i) ? 1 : 0;
   }
-  return candidate.contradictions == 0 && is_plain && explained.size() >= failing;
+  if (candidate.contradictions > 0 || !is_plain || explained.size() < failing) return false;
+  // What one head's sink loses another's gets: the numbers must be right when all heads have the mistake.
+  std::set<Place> places;
+  for (const Explained& e : explained) places.insert(e.places.begin(), e.places.end());
+  const FunctionOf together = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
+    const Place place{batch, head, document};
+    return places.contains(place) ? candidate.function(state_, TensorName::kDsinks, place) : nullptr;
+  };
+  return std::all_of(explained.begin(), explained.end(),
+                     [&](const Explained& e) { return state_.fit_under(cell_of(e), together).fits; });
 }
 
 bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
