@@ -25,7 +25,7 @@ const std::vector<CauseFamily>& cause_families() {
        {"scale_wrong"},
        "where a sink is moved by little, a scale off by little fits too"},
       {{"sink_ignored", "lse_without_sink"},
-       {"sink_ignored", "lse_without_sink", "dlse_dropped"},
+       {"sink_ignored", "lse_without_sink", "dlse_dropped", "delta_uncorrected"},
        "without the sink, the LSE, dv, and dq up to Delta are those of a backward that recomputes P without "
        "it"},
       {{"dlse_dropped", "delta_uncorrected"},
