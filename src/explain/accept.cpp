@@ -94,20 +94,51 @@ void Engine::accept(const Candidate& best, const std::vector<std::string>& equiv
   credit(best, norms);
 }
 
+// Is what the candidate explains more than what it denies, or than chance?
+bool Engine::is_plausible(const Candidate& candidate) {
+  const std::vector<Explained>& explained = candidate.explained;
+  const auto cell_of = [&](const Explained& e) -> const CellState& { return state_.cells()[e.cell]; };
+  // Heads that read each other's tensors leave few outputs right.
+  const bool moves_heads = std::any_of(explained.begin(), explained.end(), [&](const Explained& e) {
+    return std::any_of(e.places.begin(), e.places.end(), [&](const Place& place) {
+      const auto [batch, head, document] = place;
+      const FunctionPtr f = candidate.function(state_, cell_of(e).cell.tensor, place);
+      const FunctionPtr before = state_.base(cell_of(e).cell.tensor, batch, head, document);
+      return f && (f->layout != before->layout || f->kv_head != before->kv_head);
+    });
+  });
+  if (moves_heads && candidate.contradictions > static_cast<int>(candidate.exact)) return false;
+  // One number per head is soon hit: it counts only where the other outputs agree, one of them is far off, and no head is
+  // left whose number is not hit.
+  const bool is_of_sinks = std::all_of(explained.begin(), explained.end(), [&](const Explained& e) {
+    return cell_of(e).cell.tensor == TensorName::kDsinks;
+  });
+  if (!is_of_sinks) return true;
+  const bool is_plain = std::any_of(explained.begin(), explained.end(), [&](const Explained& e) {
+    return cell_of(e).base.z_rms > kPlain * cell_of(e).limits.limits.z_max;
+  });
+  std::size_t failing = 0;
+  for (std::size_t i = 0; i < state_.cells().size(); ++i) {
+    const CellState& cs = state_.cells()[i];
+    const bool counts = cs.cell.tensor == TensorName::kDsinks && cs.concerned && cs.fails;
+    failing += counts && !is_unknown_before(i) ? 1 : 0;
+  }
+  if (candidate.contradictions > 0 || !is_plain || explained.size() < failing) return false;
+  // What one head's sink loses another's gets: the numbers must be right when all heads have the mistake.
+  std::set<Place> places;
+  for (const Explained& e : explained) places.insert(e.places.begin(), e.places.end());
+  const FunctionOf together = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
+    const Place place{batch, head, document};
+    return places.contains(place) ? candidate.function(state_, TensorName::kDsinks, place) : nullptr;
+  };
+  return std::all_of(explained.begin(), explained.end(),
+                     [&](const Explained& e) { return state_.fit_under(cell_of(e), together).fits; });
+}
+
 bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
   if (candidates.empty()) return false;
   for (Candidate& candidate : candidates) candidate.score(state_);
-  // One number per head is soon hit: it counts only where the other outputs agree, and one of them is far off.
-  std::erase_if(candidates, [&](const Candidate& candidate) {
-    const bool is_of_sinks = std::all_of(
-        candidate.explained.begin(), candidate.explained.end(),
-        [&](const Explained& e) { return state_.cells()[e.cell].cell.tensor == TensorName::kDsinks; });
-    const bool is_plain =
-        std::any_of(candidate.explained.begin(), candidate.explained.end(), [&](const Explained& e) {
-          return state_.cells()[e.cell].base.z_rms > kPlain * state_.cells()[e.cell].limits.limits.z_max;
-        });
-    return is_of_sinks && (candidate.contradictions > 0 || !is_plain);
-  });
+  std::erase_if(candidates, [&](const Candidate& candidate) { return !is_plausible(candidate); });
   if (candidates.empty()) return false;
   std::size_t best = 0;
   for (std::size_t i = 1; i < candidates.size(); ++i) {

@@ -68,6 +68,7 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vecto
   const Cell& c = state_.cells()[cell].cell;
   const auto heads = state_.heads_of(c);
   const bool is_unknown = is_unknown_before(cell);
+  const bool is_out_unknown = c.tensor == TensorName::kDq && is_out_given_up(c);
   const Probe probe{state_.problem(), heads.front().first, heads.front().second, base,
                     [&state = state_](TensorName tensor, std::int64_t batch, std::int64_t head) {
                       return state.got(tensor, batch, head);  // hypotheses outlive the engine
@@ -79,7 +80,9 @@ std::vector<Candidate> Engine::candidates_for(std::size_t cell, const std::vecto
     const bool again =
         std::any_of(before.begin(), before.end(), [&](const Hypothesis& h) { return h.cause == &cause; });
     if (withheld || again || !concerns(cause, c.tensor)) continue;
-    if (is_unknown && cause.stage != Stage::kKeyHeads && cause.stage != Stage::kSinkGradient) continue;
+    // One number says nothing of a gradient whose forward is not understood.
+    if (is_unknown && cause.stage != Stage::kKeyHeads) continue;
+    if (is_out_unknown && cause.stage == Stage::kForward) continue;
     if (cause.invisible != nullptr && cause.invisible(state_.problem())) continue;
     causes.push_back(&cause);
   }
@@ -113,6 +116,15 @@ bool Engine::is_unknown_before(std::size_t cell) const {
     const bool is_own = !is_of_keys(cs.cell.tensor) && cs.cell.tensor != TensorName::kDsinks;
     return is_own && cs.given_up &&
            std::find(heads.begin(), heads.end(), std::pair(cs.cell.batch, cs.cell.head)) != heads.end();
+  });
+}
+
+// A forward that is not understood is not understood in dq either.
+bool Engine::is_out_given_up(const Cell& dq) const {
+  return std::any_of(state_.cells().begin(), state_.cells().end(), [&](const CellState& cs) {
+    const Cell& out = cs.cell;
+    return out.tensor == TensorName::kOut && cs.given_up && out.batch == dq.batch && out.head == dq.head &&
+           out.document == dq.document;
   });
 }
 

@@ -48,7 +48,9 @@ class Engine {
                                         const std::vector<std::string>& suffixes, const HeadFunction& base,
                                         bool on_forward);
   bool is_unknown_before(std::size_t cell) const;
+  bool is_out_given_up(const Cell& dq) const;
   bool accept_best(std::size_t cell, std::vector<Candidate> candidates);
+  bool is_plausible(const Candidate& candidate);
   bool accept_fact(std::size_t cell);
   bool accept_rounded(std::size_t cell);
   void accept(const Candidate& best, const std::vector<std::string>& equivalent);

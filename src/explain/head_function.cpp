@@ -252,10 +252,23 @@ class Evaluation {
   }
 
   void hand_out_lse() {
-    for (std::size_t row = 0; row < r_.lse.size(); ++row) {
-      if (f_.lse_of_keys) r_.lse[row] += std::log1p(-r_.p[row]);
-      r_.lse[row] *= f_.lse_factor;
+    if (f_.lse_of_keys) take_lse_of_keys();
+    for (double& lse : r_.lse) lse *= f_.lse_factor;
+  }
+
+  // From the keys themselves: LSE + log(1 - p) cancels where the sink takes nearly all, and has another sigma.
+  void take_lse_of_keys() {
+    std::fill(r_.lse.begin(), r_.lse.end(), kNoSink);
+    std::fill(r_.sigma_lse.begin(), r_.sigma_lse.end(), 0);
+    std::vector<Truth> forwards;
+    for (Part part : f_.parts) {
+      part.sink = false;
+      forwards.push_back(run_part(part, {}, {}));
     }
+    for_rows(forwards, [&](const Part&, const Truth& t, std::size_t from, std::size_t row) {
+      r_.lse[row] = log_add(r_.lse[row], t.value.lse[from]);
+      r_.sigma_lse[row] = std::max(r_.sigma_lse[row], t.sigma.lse[from]);
+    });
   }
 
   template <typename Body>

@@ -18,6 +18,7 @@ class SoftcapHead {
         cap_(cap),
         d_(static_cast<std::size_t>(problem.d)),
         rho2_(std::pow(0x1p-24 / rounding.unit_roundoff, 2)),
+        eta2_(std::pow(rounding.underflow / rounding.unit_roundoff, 2)),
         backward_(!inputs.dout.empty()) {}
 
   Truth run() {
@@ -79,7 +80,7 @@ class SoftcapHead {
         std::isinf(lse) ? 0 : std::sqrt(lse * lse + 1 + static_cast<double>(s_.size()) / 16 + spread);
     const double shared = rho2_ * r_.sigma.lse[row] * r_.sigma.lse[row];
     for (std::size_t i = row * d_; i < (row + 1) * d_; ++i)
-      r_.sigma.out[i] = std::sqrt(r_.sigma.out[i] + r_.value.out[i] * r_.value.out[i] * (1 + shared));
+      r_.sigma.out[i] = std::sqrt(r_.sigma.out[i] + r_.value.out[i] * r_.value.out[i] * (1 + shared) + eta2_);
     if (backward_) add_gradients(row);
   }
 
@@ -116,7 +117,7 @@ class SoftcapHead {
     for (std::size_t x = 0; x < d_; ++x) {
       double& sigma = r_.sigma.dq[row * d_ + x];
       const double dq = r_.value.dq[row * d_ + x];
-      sigma = std::sqrt(sigma + sigma2_delta * shared[x] * shared[x] + dq * dq);
+      sigma = std::sqrt(sigma + sigma2_delta * shared[x] * shared[x] + dq * dq + eta2_);
     }
   }
 
@@ -125,6 +126,7 @@ class SoftcapHead {
   double cap_;
   std::size_t d_;
   double rho2_;
+  double eta2_;  // of what underflows, in units of u
   bool backward_;
   std::size_t first_ = 0;  // the first key that the row sees
   Vector s_, weights_;     // of the row: logits and probabilities

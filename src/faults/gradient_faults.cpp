@@ -159,20 +159,27 @@ Tensor rounded_as(const Tensor& tensor, DType dtype) {
 
 // Delta of the O before the sink is Delta / (1 - p): a healthy backward makes the same dS and dsinks of a dLSE of
 // -Delta p / (1 - p).
+PathRun run_with_delta_uncorrected(const Path& path, const Case& c, const PathRun& right,
+                                   const PathOptions& options) {
+  const AttentionShape& s = c.problem.shape;
+  const PathRun sinkless = run_without_sinks(path, c, options);
+  if (!sinkless.outputs.lse.given())
+    throw std::runtime_error("the mistake wraps only a path that gives an LSE");
+  Case shifted = c;
+  shifted.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
+  for (std::int64_t row = 0; row < shifted.dlse.size(); ++row) {
+    double delta = 0;
+    for (std::int64_t i = row * s.d; i < (row + 1) * s.d; ++i)
+      delta += right.outputs.out.at(i) * c.dout.at(i);
+    shifted.dlse.set(row, -delta * odds_of_sink(c, sinkless, row));
+  }
+  return path.run(shifted, options);
+}
+
 Path delta_uncorrected(const Path& healthy) {
   return wrap(healthy, "delta_uncorrected", needs_sinks_and_all_gradients,
               [](const Path& path, const Case& c, const PathOptions& options) {
-                const AttentionShape& s = c.problem.shape;
-                const PathRun right = path.run(c, options), sinkless = run_without_sinks(path, c, options);
-                Case shifted = c;
-                shifted.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
-                for (std::int64_t row = 0; row < shifted.dlse.size(); ++row) {
-                  double delta = 0;
-                  for (std::int64_t i = row * s.d; i < (row + 1) * s.d; ++i)
-                    delta += right.outputs.out.at(i) * c.dout.at(i);
-                  shifted.dlse.set(row, -delta * odds_of_sink(c, sinkless, row));
-                }
-                return path.run(shifted, options);
+                return run_with_delta_uncorrected(path, c, path.run(c, options), options);
               });
 }
 
@@ -235,6 +242,41 @@ Path gqa_mean(const Path& healthy) {
 }
 
 }  // namespace
+
+// Where the case gives dLSE, it is dropped. Elsewhere: O sigmoid(lse - s) through an autograd that drops the gradient of
+// lse computes dS = P (dP - dO.O / (1 - p)) in place of P (dP - dO.O), as with the Delta of the O before the sink. Only
+// dq and dk move.
+Path dlse_dropped(const Path& healthy) {
+  const auto invisible = [](const Case& c) -> std::optional<std::string> {
+    if (!c.dout.given()) return "the mistake is in the backward, the case has none";
+    if (!c.problem.grads.q && !c.problem.grads.k)
+      return "the mistake is in dq and dk, the case asks for neither";
+    if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
+    return std::nullopt;
+  };
+  Path planted = wrap(healthy, "dlse_dropped", invisible,
+                      [](const Path& path, const Case& c, const PathOptions& options) {
+                        if (c.dlse.given()) {
+                          Case without = c;
+                          without.dlse = {};
+                          return path.run(without, options);
+                        }
+                        PathRun run = path.run(c, options);
+                        const PathRun dropped = run_with_delta_uncorrected(path, c, run, options);
+                        run.outputs.dq = dropped.outputs.dq;
+                        run.outputs.dk = dropped.outputs.dk;
+                        return run;
+                      });
+  // Without a dLSE of the case's own the healthy path is handed one, which it must take.
+  planted.unsupported = [healthy, plain = planted.unsupported](const Case& c) {
+    std::optional<std::string> reason = plain(c);
+    if (reason || c.dlse.given()) return reason;
+    Case with_dlse = c;
+    with_dlse.dlse = Tensor(DType::kFp32, {c.problem.shape.b, c.problem.shape.hq, c.problem.shape.sq});
+    return healthy.unsupported(with_dlse);
+  };
+  return planted;
+}
 
 std::vector<Fault> gradient_faults() {
   return {

@@ -114,54 +114,6 @@ Path window_plus_one(const Path& healthy) {
               });
 }
 
-// Where the case gives dLSE, it is dropped. Elsewhere: O sigmoid(lse - s) through an autograd that drops the
-// gradient of lse computes dS = P (dP - dO.O / (1 - p)) instead of P (dP - dO.O); a healthy kernel does the
-// same when it is handed dLSE = -Delta p / (1 - p). Only dq and dk move.
-Path dlse_dropped(const Path& healthy) {
-  const auto invisible = [](const Case& c) -> std::optional<std::string> {
-    if (!c.dout.given()) return "the mistake is in the backward, the case has none";
-    if (!c.problem.grads.q && !c.problem.grads.k)
-      return "the mistake is in dq and dk, the case asks for neither";
-    if (!c.dlse.given() && !c.sinks.given()) return "the mistake needs a sink or a gradient of the LSE";
-    return std::nullopt;
-  };
-  Path planted = wrap(healthy, "dlse_dropped", invisible,
-                      [](const Path& path, const Case& c, const PathOptions& options) {
-                        Case changed = c;
-                        if (c.dlse.given()) {
-                          changed.dlse = {};
-                          return path.run(changed, options);
-                        }
-                        PathRun run = path.run(c, options);
-                        if (!run.outputs.lse.given())
-                          throw std::runtime_error("dlse_dropped wraps only a path that gives an LSE");
-                        const AttentionShape& s = c.problem.shape;
-                        changed.dlse = Tensor(DType::kFp32, {s.b, s.hq, s.sq});
-                        std::vector<double> out(static_cast<std::size_t>(s.d)), dout(out.size());
-                        for (std::int64_t row = 0; row < changed.dlse.size(); ++row) {
-                          run.outputs.out.widen(row * s.d, out);
-                          c.dout.widen(row * s.d, dout);
-                          double delta = 0;
-                          for (std::size_t i = 0; i < out.size(); ++i) delta += out[i] * dout[i];
-                          const double p = std::exp(c.sinks.at(row / s.sq % s.hq) - run.outputs.lse.at(row));
-                          if (p < 1) changed.dlse.set(row, -delta * p / (1 - p));
-                        }
-                        const PathRun dropped = path.run(changed, options);
-                        run.outputs.dq = dropped.outputs.dq;
-                        run.outputs.dk = dropped.outputs.dk;
-                        return run;
-                      });
-  // Without a dLSE of the case's own the healthy path is handed one, which it must take.
-  planted.unsupported = [healthy, plain = planted.unsupported](const Case& c) {
-    std::optional<std::string> reason = plain(c);
-    if (reason || c.dlse.given()) return reason;
-    Case with_dlse = c;
-    with_dlse.dlse = Tensor(DType::kFp32, {c.problem.shape.b, c.problem.shape.hq, c.problem.shape.sq});
-    return healthy.unsupported(with_dlse);
-  };
-  return planted;
-}
-
 Path dsink_missing(const Path& healthy) {
   const auto invisible = [](const Case& c) -> std::optional<std::string> {
     if (c.sinks.given() && c.dout.given() && c.problem.grads.s) return std::nullopt;
@@ -180,7 +132,7 @@ Path dsink_missing(const Path& healthy) {
 const std::vector<Fault>& all_faults() {
   static const std::vector<Fault> kFaults = [] {
     std::vector<Fault> faults = gate_faults();
-    for (const auto& group : {input_faults(), gradient_faults(), output_faults(), softcap_faults()})
+    for (const auto& group : {input_faults(), gradient_faults(), output_faults(), plain_faults()})
       faults.insert(faults.end(), group.begin(), group.end());
     return faults;
   }();

@@ -9,11 +9,11 @@
 
 namespace sinkscope {
 
-// The key range of a row within its document, and the document's first key.
-struct VisibleKeys {
-  std::int64_t first, end;
+// A row's own key and its document: keys [first, end), of which it sees those up to `own` where the case is causal.
+struct DocumentOfRow {
+  std::int64_t first, end, own;
 };
-inline VisibleKeys visible_keys(const AttentionShape& s, std::int64_t row) {
+inline DocumentOfRow document_of_row(const AttentionShape& s, std::int64_t row) {
   std::int64_t row0 = 0, key0 = 0, rows = s.sq, keys = s.sk;
   for (std::size_t i = 0; i < s.docs.size(); ++i) {
     rows = s.docs[i];
@@ -22,10 +22,27 @@ inline VisibleKeys visible_keys(const AttentionShape& s, std::int64_t row) {
     row0 += rows;
     key0 += keys;
   }
-  const std::int64_t own = row - row0 + keys - rows;
-  const std::int64_t end = s.causal ? std::clamp<std::int64_t>(own + 1, 0, keys) : keys;
-  const std::int64_t first = s.window > 0 ? std::clamp<std::int64_t>(own + 1 - s.window, 0, end) : 0;
-  return {key0 + first, key0 + end};
+  return {key0, key0 + keys, key0 + row - row0 + keys - rows};
+}
+
+// The keys that a row sees.
+struct VisibleKeys {
+  std::int64_t first, end;
+};
+inline VisibleKeys visible_keys(const AttentionShape& s, std::int64_t row) {
+  const DocumentOfRow document = document_of_row(s, row);
+  const std::int64_t end =
+      s.causal ? std::clamp(document.own + 1, document.first, document.end) : document.end;
+  const std::int64_t first =
+      s.window > 0 ? std::clamp(document.own + 1 - s.window, document.first, end) : document.first;
+  return {first, end};
+}
+
+// Those that it would see if its window reached as far forward as back.
+inline VisibleKeys keys_of_symmetric_window(const AttentionShape& s, std::int64_t row) {
+  const DocumentOfRow document = document_of_row(s, row);
+  return {std::clamp(document.own + 1 - s.window, document.first, document.end),
+          std::clamp(document.own + s.window, document.first, document.end)};
 }
 
 }  // namespace sinkscope

@@ -43,6 +43,9 @@ inline Path wrap(const Path& healthy, const char* name, Unsupported invisible, R
 std::vector<Fault> input_faults();
 std::vector<Fault> gradient_faults();
 std::vector<Fault> output_faults();
-std::vector<Fault> softcap_faults();
+std::vector<Fault> plain_faults();
+
+// One of the faults that the calibration runs, made with what gradient_faults() are.
+Path dlse_dropped(const Path& healthy);
 
 }  // namespace sinkscope

@@ -73,8 +73,8 @@ Path find_path(std::string_view name, const Case& c) {
     const std::string_view rest = name.substr(kFaultPrefix.size());
     const std::size_t colon = rest.find(':');
     if (colon == std::string_view::npos)
-      throw InputError(fmt::format("path '{}': wanted fault:NAME:PATH", name));
-    return find_fault(rest.substr(0, colon)).plant(find_path(rest.substr(colon + 1), c));
+      throw InputError(fmt::format("path '{}': wanted fault:NAME:PATH or fault:NAME@KV:PATH", name));
+    return plant_by_name(rest.substr(0, colon), find_path(rest.substr(colon + 1), c));
   }
   // The kernel needs no library: it is found without loading libtorch.
   if (name == "sink_kernel") return sink_kernel_path();

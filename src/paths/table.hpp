@@ -13,8 +13,8 @@ namespace sinkscope {
 // are there too: their `unsupported` says why.
 const std::vector<Path>& all_paths();
 
-// A computed path, `recorded.NAME` of this case, or `fault:NAME:PATH`. Throws InputError listing the known
-// names.
+// A computed path, `recorded.NAME` of this case, `fault:NAME:PATH` or `fault:NAME@KV:PATH` (the mistake in the group of
+// key/value head KV alone). Throws InputError listing the known names.
 Path find_path(std::string_view name, const Case& c);
 
 }  // namespace sinkscope

@@ -52,7 +52,7 @@ TEST(Suites, AreReadableAndNameTheirCaptures) {
       }
     }
   }
-  EXPECT_EQ(suites, 4);
+  EXPECT_EQ(suites, 5);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every planted fault is named for what it is, a healthy path for nothing, and what the catalogue lacks is not named at
-// all.
+// Scopes, two mistakes at once, what an input cannot show. That every fault is named is tests/calibrate/'s.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -14,15 +13,10 @@
 #include "src/compare/compare.hpp"
 #include "src/explain/cause.hpp"
 #include "src/explain/explain.hpp"
-#include "src/faults/fault.hpp"
 #include "src/paths/table.hpp"
 
 namespace sinkscope {
 namespace {
-
-// Faults that are called otherwise than their cause, or have none in the catalogue.
-const std::map<std::string, std::string> kOtherNames = {{"dq_head_lost", "head_zeroed"},
-                                                        {"dq_scaled", std::string(kUnknownCause)}};
 
 Case generated(const std::string& line) {
   return generate_case(parse_problem(line), "test");
@@ -48,80 +42,6 @@ std::string text_of(const std::vector<Finding>& findings) {
                         scope_text(f), f.share, f.residual_z);
   }
   return text;
-}
-
-bool passes_the_gate(const PathResult& path) {
-  return std::none_of(path.verdicts.begin(), path.verdicts.end(),
-                      [](const VerdictRow& row) { return row.verdict == Verdict::kFailed; });
-}
-
-// Runs every fault that the line can show; returns the names of those that were seen and explained.
-std::set<std::string> explain_all(const std::string& line) {
-  const Case c = generated(line);
-  std::set<std::string> seen;
-  for (const Fault& fault : all_faults()) {
-    const PathResult path = explained(c, fmt::format("fault:{}:sink_kernel", fault.name));
-    if (path.verdicts.at(0).verdict == Verdict::kSkipped) continue;
-    if (passes_the_gate(path)) {
-      EXPECT_EQ(path.explanation.findings.at(0).cause, kNoCause) << line << " " << fault.name;
-      continue;
-    }
-    seen.insert(fault.name);
-    const auto other = kOtherNames.find(fault.name);
-    const std::string wanted = other == kOtherNames.end() ? fault.name : other->second;
-    EXPECT_EQ(path.explanation.findings.size(), 1U) << line << " " << fault.name << "\n"
-                                                    << text_of(path.explanation.findings);
-    EXPECT_TRUE(names(path.explanation.findings.at(0), wanted)) << line << " " << fault.name << "\n"
-                                                                << text_of(path.explanation.findings);
-  }
-  const std::vector<Finding> healthy = explained(c, "sink_kernel").explanation.findings;
-  EXPECT_EQ(healthy.at(0).cause, kNoCause) << line;
-  for (std::size_t i = 1; i < healthy.size(); ++i)
-    EXPECT_TRUE(healthy[i].cause.starts_with("rounding:")) << line << "\n" << text_of(healthy);
-  return seen;
-}
-
-TEST(Explain, NamesEveryPlantedFault) {
-  std::set<std::string> seen;
-  for (const char* line :
-       {"b1 hq8 hkv2 sq100 sk100 d64 bf16 causal seed=1",      // group 4
-        "b1 hq4 hkv2 sq110 sk110 d64 bf16 causal w40 seed=2",  // a window shorter than the keys
-        "b1 hq4 hkv4 sq96 sk96 d64 bf16 causal w200 seed=3",   // and longer; group 1
-        "b1 hq4 hkv1 sq120 sk120 d64 bf16 causal docs=40,20,60 seed=4",
-        "b2 hq4 hkv2 sq75 sk75 d64 fp16 causal sink=3 seed=5",          // batch entries
-        "b2 hq4 hkv2 sq90 sk90 d64 bf16 causal seqlens=60,81 seed=12",  // with padding
-        "b1 hq8 hkv1 sq70 sk110 d64 bf16 causal sink=-3 seed=6"}) {     // more keys than rows; group 8
-    const std::set<std::string> of_line = explain_all(line);
-    EXPECT_GT(of_line.size(), 10U) << line;
-    seen.insert(of_line.begin(), of_line.end());
-  }
-  for (const Fault& fault : all_faults())
-    EXPECT_TRUE(seen.contains(fault.name)) << fault.name << " was never seen";
-}
-
-TEST(Explain, WithholdingACauseLeavesItUnexplained) {
-  const Case c = generated("b1 hq4 hkv2 sq150 sk150 d64 bf16 causal w48 seed=7");
-  const Gate gate = read_gate("reports/gates/default.toml");
-  // Withheld with each is what says a part of it: the LSE of a path without sinks, dq and dk of a wrong Delta.
-  for (const auto& [fault, part] :
-       {std::pair{"sink_ignored", "lse_without_sink"}, std::pair{"window_plus_one", ""},
-        std::pair{"gqa_interleaved", ""}, std::pair{"dlse_dropped", "delta_uncorrected"},
-        std::pair{"dsink_from_ds", ""}, std::pair{"gqa_mean", ""}}) {
-    const Path path = find_path(fmt::format("fault:{}:sink_kernel", fault), c);
-    const PathRun run = path.run(c, {});
-    const Truth truth = compute_truth(c);
-    std::vector<TensorMetrics> metrics;
-    for (const TensorName name : kTensorNames) {
-      if (run.outputs[name].given()) metrics.push_back(measure(c, truth, name, run.outputs[name]));
-    }
-    ExplainOptions options;
-    options.withheld = {fault, part};
-    const std::vector<Finding> findings =
-        explain(c, truth, gate, run.outputs, metrics, false, options).findings;
-    ASSERT_FALSE(findings.empty());
-    for (const Finding& finding : findings)
-      EXPECT_EQ(finding.cause, kUnknownCause) << fault << "\n" << text_of(findings);
-  }
 }
 
 // One head of four has the mistake in out, dq, and its part of dk and dv.

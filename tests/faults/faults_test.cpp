@@ -79,7 +79,40 @@ TEST(Faults, OfTheLseNeedAPathThatGivesOne) {
         << fault;
 }
 
+// Key/value head 1, query heads 2 and 3, of each batch entry.
+TEST(Faults, HoldInOneGroupOfHeads) {
+  const Case c = generate_case(parse_problem("b2 hq4 hkv2 sq32 sk32 d64 bf16 causal seed=4"), "test");
+  const Outputs right = find_path("sink_kernel", c).run(c, {}).outputs;
+  const Outputs everywhere = find_path("fault:sink_ignored:sink_kernel", c).run(c, {}).outputs;
+  const Path path = find_path("fault:sink_ignored@1:sink_kernel", c);
+  EXPECT_EQ(path.name, "fault:sink_ignored@1:sink_kernel");
+  const Outputs mixed = path.run(c, {}).outputs;
+  for (const TensorName name :
+       {TensorName::kOut, TensorName::kLse, TensorName::kDq, TensorName::kDk, TensorName::kDv}) {
+    const std::int64_t heads = is_of_keys(name) ? 2 : 4, per_head = mixed[name].size() / (2 * heads);
+    for (std::int64_t i = 0; i < mixed[name].size(); ++i) {
+      const bool in_group = i / per_head % heads >= heads / 2;
+      ASSERT_EQ(mixed[name].at(i), (in_group ? everywhere : right)[name].at(i)) << text(name) << " " << i;
+    }
+  }
+  EXPECT_EQ(mixed.dsinks.at(1), right.dsinks.at(1));
+  EXPECT_EQ(mixed.dsinks.at(2), 0);
+}
+
+TEST(Faults, SayWhereOneGroupCannotHaveThem) {
+  const auto verdict = [](const std::string& fault) {
+    return compared("b1 hq4 hkv2 sq32 sk32 d64 bf16 causal seed=5", fault).verdicts.at(0).verdict;
+  };
+  EXPECT_EQ(verdict("sink_ignored@2"), Verdict::kSkipped);     // there is no such head
+  EXPECT_EQ(verdict("gqa_interleaved@0"), Verdict::kSkipped);  // takes other groups' keys
+  EXPECT_EQ(verdict("layout_swapped@0"), Verdict::kSkipped);
+  EXPECT_EQ(verdict("sink_permuted@1"), Verdict::kFailed);
+}
+
 TEST(Faults, AreFoundByName) {
+  for (const char* name : {"fault:dq_scaled@:sink_kernel", "fault:dq_scaled@x:sink_kernel",
+                           "fault:dq_scaled@-1:sink_kernel", "fault:dq_scaled@1x:sink_kernel"})
+    EXPECT_THROW(find_path(name, Case{}), InputError) << name;
   EXPECT_EQ(find_fault("dq_scaled").name, "dq_scaled");
   EXPECT_THROW(find_fault("dq_sacled"), InputError);
   EXPECT_THROW(find_path("fault:dq_scaled", Case{}), InputError);

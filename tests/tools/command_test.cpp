@@ -135,6 +135,22 @@ TEST_F(Command, ExplainsWhatFails) {
   EXPECT_EQ(blind.out.find("sink_ignored"), std::string::npos) << blind.out;
 }
 
+TEST_F(Command, TabulatesFaults) {
+  const std::string table = path("faults.md"), json = path("faults.json");
+  const std::string command =
+      "faults " + std::string(kSmall) + " --faults sink_twice,dq_scaled --withheld-seeds 0 ";
+  const Ran ran = sinkscope(command + "-o " + table + " --json " + json);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("explain names 1 of 1 visible faults"), std::string::npos) << ran.out;
+  EXPECT_NE(content_of(table).find("| sink_twice | 1 | 1 | 1 |"), std::string::npos) << content_of(table);
+  const nlohmann::json counts = nlohmann::json::parse(content_of(json));
+  EXPECT_EQ(counts.at("faults").size(), 3U);
+  EXPECT_EQ(counts.at("total").at("right"), 1);
+  expect_refused(command + "-o " + table, 2, "faults.md");
+  expect_refused("faults " + std::string(kSmall) + " --faults sink_twise", 2, "sink_twise");
+  EXPECT_EQ(sinkscope("faults 'sq64 sink=none' --faults sink_ignored").code, 3);
+}
+
 TEST_F(Command, RecordsJudgesAgainAndDiffs) {
   const std::string record = path("a.h5"), worse = path("b.h5");
   EXPECT_EQ(sinkscope(std::string("compare ") + kSmall + " --paths sink_kernel -o " + record).code, 0);

@@ -34,10 +34,11 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Golden{"help", "--help", 0}, Golden{"help_compare", "compare --help", 0},
         Golden{"help_gate", "gate --help", 0}, Golden{"help_diff", "diff --help", 0},
-        Golden{"help_generate", "generate --help", 0}, Golden{"help_explain", "explain --help", 0},
-        Golden{"list_causes", "list causes", 0}, Golden{"list_paths", "list paths", 0},
-        Golden{"list_metrics", "list metrics", 0}, Golden{"list_gates", "list gates", 0},
-        Golden{"list_suites", "list suites", 0}, Golden{"list_faults", "list faults", 0},
+        Golden{"help_generate", "generate --help", 0}, Golden{"help_faults", "faults --help", 0},
+        Golden{"help_explain", "explain --help", 0}, Golden{"list_causes", "list causes", 0},
+        Golden{"list_paths", "list paths", 0}, Golden{"list_metrics", "list metrics", 0},
+        Golden{"list_gates", "list gates", 0}, Golden{"list_suites", "list suites", 0},
+        Golden{"list_faults", "list faults", 0},
         Golden{"compare_capture",
                "compare datasets/captures/calm_layer1.safetensors --paths "
                "sink_kernel,recorded.eager,recorded.flash_attention_2",

@@ -24,6 +24,7 @@ void add_info_command(CLI::App& app, Context& context);
 void add_generate_command(CLI::App& app, Context& context);
 void add_bench_command(CLI::App& app, Context& context);
 void add_calibrate_command(CLI::App& app, Context& context);
+void add_faults_command(CLI::App& app, Context& context);
 void add_document_commands(CLI::App& app, Context& context);
 
 }  // namespace sinkscope::cli

@@ -32,6 +32,7 @@ void list_paths() {
   for (const Path& path : all_paths()) fmt::print(kLine, path.name, role_of(gate, path.name), path.summary);
   fmt::print(kLine, "recorded.NAME", "judged", "outputs that a capture brings (observed where NAME is)");
   fmt::print(kLine, "fault:NAME:PATH", "as PATH", "a known mistake around a path (sinkscope list faults)");
+  fmt::print(kLine, "fault:NAME@KV:PATH", "as PATH", "the mistake in the group of key/value head KV alone");
 }
 
 void list_suites() {
@@ -61,6 +62,8 @@ void list_gates() {
 
 void list_faults() {
   for (const Fault& fault : all_faults()) fmt::print("{:<17} {}\n", fault.name, fault.summary);
+  fmt::print(
+      "\n--paths fault:NAME:PATH plants one, fault:NAME@KV:PATH in the group of key/value head KV alone.\n");
 }
 
 void list_causes() {
