@@ -73,7 +73,8 @@ std::shared_ptr<const HeadResult> EmulationMemo::get(const Case& c, std::int64_t
     const std::lock_guard lock(mutex_);
     if (const auto known = known_.find(key); known != known_.end()) return known->second;
   }
-  auto result = std::make_shared<const HeadResult>(emulate(c, batch, head, model));
+  auto result = std::make_shared<const HeadResult>(
+      emulate(c, batch, head, right_function(c, head), model, {0, c.problem.shape.sq}, true));
   const std::lock_guard lock(mutex_);
   return known_[key] = result;
 }
