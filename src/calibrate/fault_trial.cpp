@@ -126,12 +126,12 @@ FaultTrial try_healthy(const FaultCase& f, const Gate& gate) {
   FaultTrial trial;
   const Measured measured = judge_outputs(f, gate, f.right, trial);
   const std::vector<Finding> findings =
-      explain(f.c, f.truth, gate, f.right, measured.metrics, measured.dsinks_missing, {.threads = 1}).findings;
+      explain(f.c, f.truth, gate, f.right, measured.metrics, measured.dsinks_missing, {.threads = 1})
+          .findings;
   trial.said = summary_of(findings);
-  const bool silent = std::all_of(findings.begin(), findings.end(),
-                                  [](const Finding& finding) {
-                                    return finding.cause == kNoCause || is_rounding(finding.cause);
-                                  });
+  const bool silent = std::all_of(findings.begin(), findings.end(), [](const Finding& finding) {
+    return finding.cause == kNoCause || is_rounding(finding.cause);
+  });
   trial.naming = silent ? Naming::kRight : Naming::kWrong;
   return trial;
 }

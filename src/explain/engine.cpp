@@ -114,7 +114,7 @@ bool Engine::is_unknown_before(std::size_t cell) const {
   const auto heads = state_.heads_of(sum);
   return std::any_of(state_.cells().begin(), state_.cells().end(), [&](const CellState& cs) {
     const bool is_own = !is_of_keys(cs.cell.tensor) && cs.cell.tensor != TensorName::kDsinks;
-    return is_own && cs.given_up &&
+    return is_own && cs.given_up && !cs.rounded &&
            std::find(heads.begin(), heads.end(), std::pair(cs.cell.batch, cs.cell.head)) != heads.end();
   });
 }
@@ -123,8 +123,8 @@ bool Engine::is_unknown_before(std::size_t cell) const {
 bool Engine::is_out_given_up(const Cell& dq) const {
   return std::any_of(state_.cells().begin(), state_.cells().end(), [&](const CellState& cs) {
     const Cell& out = cs.cell;
-    return out.tensor == TensorName::kOut && cs.given_up && out.batch == dq.batch && out.head == dq.head &&
-           out.document == dq.document;
+    return out.tensor == TensorName::kOut && cs.given_up && !cs.rounded && out.batch == dq.batch &&
+           out.head == dq.head && out.document == dq.document;
   });
 }
 

@@ -208,8 +208,10 @@ bool Engine::accept_rounded(std::size_t cell) {
   accepted.exact = accepted.explained.size();
   accept(accepted, equivalent);
   // What the rounding leaves wrong is for the rounding models to say, at the end.
-  for (const Explained& e : accepted.explained)
-    state_.cells()[e.cell].given_up = state_.cells()[e.cell].fails;
+  for (const Explained& e : accepted.explained) {
+    CellState& explained_cell = state_.cells()[e.cell];
+    explained_cell.given_up = explained_cell.rounded = explained_cell.fails;
+  }
   return true;
 }
 

@@ -72,9 +72,7 @@ void State::refit(TensorName tensor) {
       state.wrong_rows.clear();
     state.base = fit(state.cell, base, state.limits, std::nullopt, state.wrong_rows);
     // The sigma of a mistaken function knows nothing of how else it was computed: dO rounded once more, say.
-    const bool settled =
-        state.base.fits || (state.base.nearly && state.base.z2 <= kLeftOver * state.first_z2);
-    state.fails = state.fails && !settled;
+    state.fails = state.fails && !state.base.fits && !state.is_nearly_explained();
   }
 }
 

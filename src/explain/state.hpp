@@ -21,7 +21,10 @@ struct CellState {
   bool concerned = false;  // in a group of heads of which something fails
   bool fails = false;      // the gate failed the head, and the base does not fit
   bool given_up = false;
-  Fit base;  // under what is known by now
+  bool rounded = false;  // given up, but a rounding model accounts for what is left
+  Fit base;              // under what is known by now
+  // Does what is known leave next to nothing, though more than the limits?
+  bool is_nearly_explained() const { return !base.fits && base.nearly && base.z2 <= kLeftOver * first_z2; }
   std::vector<bool>
       wrong_rows;       // that do not fit it; empty where every row does and only their mean does not
   double first_z2 = 0;  // under the truth

@@ -5,8 +5,8 @@
 #include "fmt/ranges.h"
 
 #include "src/record/h5.hpp"
-#include "src/record/training.hpp"
 #include "src/record/stages.hpp"
+#include "src/record/training.hpp"
 
 namespace sinkscope {
 

@@ -6,8 +6,8 @@
 
 #include "src/record/sidecar.hpp"
 #include "src/report/findings.hpp"
-#include "src/report/training.hpp"
 #include "src/report/stages.hpp"
+#include "src/report/training.hpp"
 
 namespace sinkscope {
 namespace {

@@ -14,8 +14,8 @@
 #include "src/explain/explain.hpp"
 #include "src/record/stored.hpp"
 #include "src/report/findings.hpp"
-#include "src/report/training.hpp"
 #include "src/report/stages.hpp"
+#include "src/report/training.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/compare_inputs.hpp"
 #include "tools/sinkscope/data_files.hpp"
@@ -176,7 +176,8 @@ void add_explain_command(CLI::App& app, Context& context) {
       ->check(CLI::Range(0, 4096));
   command->add_flag("--overwrite", arguments->overwrite, "Replace output files that exist");
   command->add_flag("-q,--quiet", arguments->quiet, "No progress");
-  command->add_flag("-v,--verbose", arguments->verbose, "Where every head's error comes from, its gains and squared gradient norms");
+  command->add_flag("-v,--verbose", arguments->verbose,
+                    "Where every head's error comes from, its gains and squared gradient norms");
   command->footer(
       "Examples:\n  sinkscope explain datasets/captures/calm_layer1.safetensors --json findings.json\n"
       "  sinkscope explain 'b1 hq8 hkv2 sq300 sk300 d64 bf16 causal w128 seed=7' --paths "
