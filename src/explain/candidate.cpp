@@ -28,7 +28,7 @@ Range hull_of_false(const std::vector<bool>& fits) {
 // The error itself must shrink too: a function with larger roundings allows more without being nearer.
 bool is_enough(const Fit& base, const Fit& fit, bool nearly) {
   if (std::isfinite(base.z2) && !(fit.err2 <= kNearer * base.err2)) return false;
-  return fit.fits || ((nearly || fit.nearly) && fit.z2 <= kLeftOver * base.z2);
+  return fit.fits || ((nearly || fit.nearly) && is_next_to_nothing(fit, base));
 }
 
 }  // namespace

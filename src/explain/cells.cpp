@@ -6,7 +6,7 @@
 namespace sinkscope {
 namespace {
 
-constexpr double kSlack = 1.5;  // on single rows and elements
+constexpr double kSlack = 2;  // on single rows and elements
 
 struct Documents {
   std::vector<std::int64_t> cu_q, cu_k;

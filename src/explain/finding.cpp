@@ -123,7 +123,7 @@ Finding finding_of(State& state, const Accepted& accepted) {
   set_scope(state, accepted, finding);
   set_rows(accepted, finding);
   for (const Accepted::Part& part : accepted.parts) {
-    const double whole = state.cells()[part.cell].first_z2;
+    const double whole = state.cells()[part.cell].first.z2;
     const double removed = std::isfinite(whole) ? (part.z2_before - part.z2_after) / whole
                                                 : (std::isfinite(part.z2_after) ? 1 : 0);
     // A cause that was found before this one may have made the cell worse.

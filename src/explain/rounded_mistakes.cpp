@@ -82,7 +82,7 @@ std::optional<std::pair<double, double>> left_of(State& state, const CellState& 
   if (!can_emulate_all(function, places_of(state, cs.cell))) return std::nullopt;
   const std::optional<Range> rows = is_own(cs.cell.tensor) ? worst_rows(cs) : std::nullopt;
   if (!rows) {
-    EmulatedHeads emulated(state.problem(), model, threads);
+    EmulatedHeads emulated(state.problem(), model, true, threads);
     const Pair fits = fits_of(state, cs, function, emulated);
     return std::pair(fits.alone.z2, fits.rounded.z2);
   }
@@ -102,7 +102,7 @@ std::optional<std::pair<double, double>> left_of(State& state, const CellState& 
 
 // Every wrong cell that the mistake explains, alone or with the model on top.
 std::vector<Explained> explained_by(State& state, const Rounded& rounded, int threads) {
-  EmulatedHeads emulated(state.problem(), rounded.model, threads);
+  EmulatedHeads emulated(state.problem(), rounded.model, true, threads);
   std::map<EmulatedKey, FunctionPtr> functions;
   std::vector<HeadTask> tasks;
   std::vector<std::size_t> wrong;
@@ -166,6 +166,12 @@ bool Engine::accept_rounded(std::size_t cell) {
   std::vector<Rounded> found;
   const std::set<Place> places = places_of(state_, cs.cell);
   for (const RoundingModel& model : models) {
+    // What rounds its scores does so in out; where out is the wrong one its mistake is not known yet.
+    const bool is_of_out = cs.cell.tensor == TensorName::kOut;
+    const bool may = is_of_out || std::all_of(places.begin(), places.end(), [&](const Place& place) {
+                       return may_round(state_, model, place);
+                     });
+    if (!may) continue;
     const FunctionOf base = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
       return state_.base(cs.cell.tensor, batch, head, document);
     };

@@ -6,6 +6,8 @@
 
 #include "fmt/format.h"
 
+#include "src/explain/narrow.hpp"
+
 namespace sinkscope {
 namespace {
 
@@ -74,7 +76,7 @@ class Emulation {
 
  private:
   double rounded(double x) const {
-    return s_.dtype == DType::kBf16 ? widen_bf16(round_to_bf16(x)) : widen_fp16(round_to_fp16(x));
+    return s_.dtype == DType::kBf16 ? nearest<digits_of(Narrow::kBf16)>(x) : nearest_fp16(x);
   }
   // What the softmax is computed in.
   double of_softmax(double x) const { return softmax_ ? rounded(x) : x; }

@@ -27,6 +27,20 @@ bool is_emulatable(const State& state, const Cell& cell) {
   });
 }
 
+void add_functions(const State& state, const Cell& cell, std::map<EmulatedKey, FunctionPtr>& functions) {
+  for (const auto& [batch, head] : state.heads_of(cell)) {
+    const FunctionPtr f = state.base(cell.tensor, batch, head, cell.document);
+    functions[{batch, head, f->key}] = f;
+  }
+}
+
+bool may_round_all(State& state, const RoundingModel& model, const Cell& cell) {
+  const std::vector<Head> heads = state.heads_of(cell);
+  return std::all_of(heads.begin(), heads.end(), [&](const Head& head) {
+    return may_round(state, model, {head.first, head.second, cell.document});
+  });
+}
+
 // Models, the one that explains most cells first; of those that explain as many, the one that leaves less.
 std::vector<std::size_t> by_what_they_explain(const std::vector<std::vector<std::optional<Fit>>>& left) {
   std::vector<std::pair<std::int64_t, double>> merit;
@@ -55,6 +69,31 @@ bool is_left_by_rounding(const Fit& before, const Fit& after) {
   return std::isfinite(after.z2) && after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * before.z2;
 }
 
+bool may_round(State& state, const RoundingModel& model, const Place& place) {
+  constexpr std::int64_t kRows = 32;
+  constexpr double kNearer = 0.9;
+  const auto [batch, head, document] = place;
+  const auto out = std::find_if(state.cells().begin(), state.cells().end(),
+                                [&, batch = batch, head = head, document = document](const CellState& cs) {
+                                  return cs.cell.tensor == TensorName::kOut && cs.cell.batch == batch &&
+                                         cs.cell.head == head && cs.cell.document == document;
+                                });
+  const FunctionPtr known = state.base(TensorName::kOut, batch, head, document);
+  if (out == state.cells().end() || !out->concerned || out->fact || !can_emulate(*known)) return true;
+  const std::int64_t first = std::max<std::int64_t>(0, out->cell.rows.size() - kRows) / 2;
+  const Range rows{first, std::min(first + kRows, out->cell.rows.size())};
+  const Range of_head{out->cell.rows.first + rows.first, out->cell.rows.first + rows.end};
+  Prediction prediction = state.predicted_base(*out);
+  const double alone = fit(out->cell, prediction, out->limits, rows).z2;
+  const HeadResult some = emulate(state.problem(), batch, head, *known, model, of_head, false);
+  prediction.value =
+      predict(
+          state.problem(), out->cell, [&](std::int64_t, std::int64_t, std::int64_t) { return known; },
+          [&](std::int64_t, std::int64_t, std::int64_t) -> const HeadResult& { return some; })
+          .value;
+  return fit(out->cell, prediction, out->limits, rows).z2 <= kNearer * alone;
+}
+
 void EmulatedHeads::prepare(const std::map<EmulatedKey, FunctionPtr>& functions) {
   std::vector<std::pair<const EmulatedKey*, HeadResult>> missing;
   for (const auto& [key, function] : functions) {
@@ -63,7 +102,7 @@ void EmulatedHeads::prepare(const std::map<EmulatedKey, FunctionPtr>& functions)
   parallel_for(static_cast<std::int64_t>(missing.size()), threads_, [&](std::int64_t i) {
     auto& [key, result] = missing[static_cast<std::size_t>(i)];
     const auto& [batch, head, name] = *key;
-    result = emulate(c_, batch, head, *functions.at(*key), model_, {0, c_.problem.shape.sq}, true);
+    result = emulate(c_, batch, head, *functions.at(*key), model_, {0, c_.problem.shape.sq}, backward_);
   });
   for (auto& [key, result] : missing) results_[*key] = std::move(result);
 }
@@ -78,15 +117,9 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
                                              int threads) {
   const Case& c = state.problem();
   std::vector<std::size_t> wanted;
-  std::map<EmulatedKey, FunctionPtr> functions;
   for (const std::size_t i : cells) {
     const Cell& cell = state.cells()[i].cell;
-    if (cell.tensor == TensorName::kLse || !is_emulatable(state, cell)) continue;
-    wanted.push_back(i);
-    for (const auto& [batch, head] : state.heads_of(cell)) {
-      const FunctionPtr f = state.base(cell.tensor, batch, head, cell.document);
-      functions[{batch, head, f->key}] = f;
-    }
+    if (cell.tensor != TensorName::kLse && is_emulatable(state, cell)) wanted.push_back(i);
   }
   if (wanted.empty()) return {};
 
@@ -96,9 +129,19 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
                                                     std::vector<std::optional<Fit>>(wanted.size()));
   for (std::size_t m = 0; m < models.size(); ++m) {
     fits.push_back({models[m], {}, 0, 0});
-    EmulatedHeads emulated(c, models[m], threads);
+    std::vector<bool> may(wanted.size());
+    std::map<EmulatedKey, FunctionPtr> functions;
+    bool backward = false;
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      const Cell& cell = state.cells()[wanted[i]].cell;
+      may[i] = may_round_all(state, models[m], cell);
+      backward = backward || (may[i] && cell.tensor != TensorName::kOut);
+      if (may[i]) add_functions(state, cell, functions);
+    }
+    EmulatedHeads emulated(c, models[m], backward, threads);
     emulated.prepare(functions);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
+      if (!may[i]) continue;
       const CellState& cs = state.cells()[wanted[i]];
       const FunctionOf base = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
         return state.base(cs.cell.tensor, batch, head, document);
@@ -124,7 +167,7 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
     of.cells.push_back(wanted[i]);
     const CellState& cs = state.cells()[wanted[i]];  // beside a mistake it accounts for what that left
     const double removed = cs.base.z2 - left[*best][i]->z2;
-    of.share += std::isfinite(cs.first_z2) ? removed / std::max(cs.first_z2, cs.base.z2) : 0;
+    of.share += std::isfinite(cs.first.z2) ? removed / std::max(cs.first.z2, cs.base.z2) : 0;
     of.residual_z = std::max(of.residual_z, left[*best][i]->z_rms);
   }
   std::erase_if(fits, [](const RoundingFit& fit) { return fit.cells.empty(); });

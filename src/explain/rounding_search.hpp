@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "src/explain/candidate.hpp"
 #include "src/explain/rounding.hpp"
 #include "src/explain/state.hpp"
 
@@ -28,8 +29,8 @@ using EmulatedKey =
 // What heads come to under a model, each computed once.
 class EmulatedHeads {
  public:
-  EmulatedHeads(const Case& c, RoundingModel model, int threads)
-      : c_(c), model_(std::move(model)), threads_(threads) {}
+  EmulatedHeads(const Case& c, RoundingModel model, bool backward, int threads)
+      : c_(c), model_(std::move(model)), backward_(backward), threads_(threads) {}
 
   // Computes what is not there yet, in parallel.
   void prepare(const std::map<EmulatedKey, FunctionPtr>& functions);
@@ -38,9 +39,14 @@ class EmulatedHeads {
  private:
   const Case& c_;
   RoundingModel model_;
+  bool backward_;
   int threads_;
   std::map<EmulatedKey, HeadResult> results_;
 };
+
+// May a path that computes what is known of a head round as the model does? A cheap test: some rows of out must come nearer
+// to what the path gave.
+bool may_round(State& state, const RoundingModel& model, const Place& place);
 
 // For those of `cells` whose heads compute, as far as is known, what a model can be run on: each goes to the model that
 // leaves least of it, if that is little. A model for which no cell is left is not among the answers.

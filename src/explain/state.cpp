@@ -45,7 +45,7 @@ State::State(const Case& c, const Gate& gate, std::vector<Cell> cells, const std
   }
   results_->prepare(tasks, backward());
   for (const TensorName tensor : kTensorNames) refit(tensor);
-  for (CellState& cell : cells_) cell.first_z2 = cell.base.z2;
+  for (CellState& cell : cells_) cell.first = cell.base;
 }
 
 std::size_t State::index(std::int64_t batch, std::int64_t head, std::int64_t document) const {
@@ -71,7 +71,6 @@ void State::refit(TensorName tensor) {
     if (std::find(state.wrong_rows.begin(), state.wrong_rows.end(), true) == state.wrong_rows.end())
       state.wrong_rows.clear();
     state.base = fit(state.cell, base, state.limits, std::nullopt, state.wrong_rows);
-    // The sigma of a mistaken function knows nothing of how else it was computed: dO rounded once more, say.
     state.fails = state.fails && !state.base.fits && !state.is_nearly_explained();
   }
 }

@@ -12,8 +12,12 @@
 
 namespace sinkscope {
 
-inline constexpr double kLeftOver =
-    1e-3;  // of the squared error: less is left by a cause that explains nearly all
+// Of an error that was `before`: what a cause leaves that explains nearly all of it, counted in z or as it is. The sigma of a
+// mistaken function knows nothing of how else it was computed: dO that was rounded once more, say.
+inline bool is_next_to_nothing(const Fit& left, const Fit& before) {
+  constexpr double kNextToNothing = 1e-3;
+  return left.z2 <= kNextToNothing * before.z2 || left.err2 <= kNextToNothing * before.err2;
+}
 
 struct CellState {
   Cell cell;
@@ -24,10 +28,10 @@ struct CellState {
   bool rounded = false;  // given up, but a rounding model accounts for what is left
   Fit base;              // under what is known by now
   // Does what is known leave next to nothing, though more than the limits?
-  bool is_nearly_explained() const { return !base.fits && base.nearly && base.z2 <= kLeftOver * first_z2; }
+  bool is_nearly_explained() const { return !base.fits && base.nearly && is_next_to_nothing(base, first); }
   std::vector<bool>
-      wrong_rows;       // that do not fit it; empty where every row does and only their mean does not
-  double first_z2 = 0;  // under the truth
+      wrong_rows;  // that do not fit it; empty where every row does and only their mean does not
+  Fit first;       // under the truth
   std::optional<Prediction> fact;  // what a fact says of it, in place of the base
 };
 
