@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/explain/rounding.hpp"
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 
@@ -11,17 +12,15 @@
 namespace sinkscope {
 namespace {
 
-using Vector = std::vector<double>;
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Rows = Eigen::Map<Matrix>;
 
-// [rows, d] to [d, rows], so that loops over keys are the inner ones.
-Vector turned(const Tensor& tensor, std::int64_t head, std::int64_t rows, std::int64_t d) {
-  Vector values(static_cast<std::size_t>(rows * d)), columns(values.size());
-  tensor.widen(head * rows * d, values);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t x = 0; x < d; ++x)
-      columns[static_cast<std::size_t>(x * rows + row)] = values[static_cast<std::size_t>(row * d + x)];
-  }
-  return columns;
+constexpr std::int64_t kBlock = 64;  // rows whose products are made together
+
+Matrix widened(const Tensor& tensor, std::int64_t first_row, std::int64_t rows, std::int64_t d) {
+  Matrix values(rows, d);
+  tensor.widen(first_row * d, {values.data(), static_cast<std::size_t>(values.size())});
+  return values;
 }
 
 // The keys that a row of a part sees.
@@ -35,41 +34,28 @@ Range keys_of(const Part& part, std::int64_t row) {
   return {part.keys.first + first, part.keys.first + end};
 }
 
-// Those that it sees in all parts, in order.
-using KeyRanges = std::vector<Range>;
-
 class Emulation {
  public:
   Emulation(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& f,
             const RoundingModel& model)
-      : c_(c),
-        s_(c.problem.shape),
-        softmax_(model.softmax),
-        query_(batch * s_.hq + head),
-        f_(f),
-        d_(static_cast<std::size_t>(s_.d)),
-        sk_(static_cast<std::size_t>(s_.sk)) {
+      : c_(c), s_(c.problem.shape), softmax_(model.softmax), query_(batch * s_.hq + head), f_(f) {
     const std::int64_t kv = batch * s_.hkv + f_.kv_head;
-    k_ = turned(c.k, kv, s_.sk, s_.d);
-    v_ = turned(c.v, kv, s_.sk, s_.d);
+    k_ = widened(c.k, kv * s_.sk, s_.sk, s_.d);
+    v_ = widened(c.v, kv * s_.sk, s_.sk, s_.d);
     sink_ = f_.sink == kNoSink ? kNoSink : rounded(f_.sink);
   }
 
   HeadResult run(Range only, bool backward) {
     const auto rows = static_cast<std::size_t>(s_.sq);
+    const auto d = static_cast<std::size_t>(s_.d), keys = static_cast<std::size_t>(s_.sk);
     backward_ = backward && c_.dout.given();
-    for (auto* m : {&r_.out, &r_.dq}) m->assign(rows * d_, 0);
-    for (auto* m : {&r_.lse, &r_.dsink, &r_.sigma2_dsink}) m->assign(rows, 0);
-    for (auto* m : {&r_.dk, &r_.dv, &r_.sigma2_dk, &r_.sigma2_dv}) m->assign(sk_ * d_, 0);
-    r_.sigma_out = r_.sigma_dq = Vector(rows * d_);
-    r_.sigma_lse = Vector(rows);
-    dk_ = dv_ = Vector(sk_ * d_);
-    for (std::int64_t row = only.first; row < only.end; ++row) run_row(row);
-    for (std::size_t key = 0; key < sk_; ++key) {
-      for (std::size_t x = 0; x < d_; ++x) {
-        r_.dk[key * d_ + x] = f_.kv_weight * rounded(dk_[x * sk_ + key]);
-        r_.dv[key * d_ + x] = f_.kv_weight * rounded(dv_[x * sk_ + key]);
-      }
+    for (auto* m : {&r_.out, &r_.dq, &r_.sigma_out, &r_.sigma_dq}) m->assign(rows * d, 0);
+    for (auto* m : {&r_.lse, &r_.sigma_lse, &r_.dsink, &r_.sigma2_dsink}) m->assign(rows, 0);
+    for (auto* m : {&r_.dk, &r_.dv, &r_.sigma2_dk, &r_.sigma2_dv}) m->assign(keys * d, 0);
+    for (std::int64_t row = only.first; row < only.end; row += kBlock)
+      run_block({row, std::min(row + kBlock, only.end)});
+    for (auto* m : {&r_.dk, &r_.dv}) {
+      for (double& x : *m) x = f_.kv_weight * rounded(x);
     }
     return std::move(r_);
   }
@@ -81,107 +67,123 @@ class Emulation {
   // What the softmax is computed in.
   double of_softmax(double x) const { return softmax_ ? rounded(x) : x; }
 
-  // Calls body(place among all keys, first key, number of keys) for each range.
+  // Rows of a result of the head.
+  Rows part_of(std::vector<double>& result, Range rows) const {
+    return {result.data() + rows.first * s_.d, rows.size(), s_.d};
+  }
+
+  // What each row of the block sees, in order, and all of these together.
+  void find_keys(Range rows) {
+    seen_.assign(static_cast<std::size_t>(rows.size()), {});
+    keys_ = {s_.sk, 0};
+    for (std::int64_t row = rows.first; row < rows.end; ++row) {
+      std::vector<Range>& seen = seen_[static_cast<std::size_t>(row - rows.first)];
+      for (const Part& part : f_.parts) {
+        const Range keys = part.rows.contains(row) ? keys_of(part, row) : Range{};
+        if (keys.size() > 0) seen.push_back(keys);
+      }
+      std::sort(seen.begin(), seen.end(), [](const Range& a, const Range& b) { return a.first < b.first; });
+      for (const Range& keys : seen)
+        keys_ = {std::min(keys_.first, keys.first), std::max(keys_.end, keys.end)};
+    }
+  }
+
+  // Calls body(columns) for what a row of the block sees, as columns of the block's matrices.
   template <typename Body>
-  static void for_ranges(const KeyRanges& keys, const Body& body) {
-    std::size_t from = 0;
-    for (const Range& range : keys) {
-      const auto count = static_cast<std::size_t>(range.size());
-      body(from, range.first, count);
-      from += count;
-    }
+  void for_seen(std::int64_t i, const Body& body) const {
+    for (const Range& keys : seen_[static_cast<std::size_t>(i)])
+      body(Range{keys.first - keys_.first, keys.end - keys_.first});
   }
 
-  // row [d] times columns [d, keys of the ranges].
-  void multiply(const Vector& row, const Vector& columns, const KeyRanges& keys, Vector& to) const {
-    to.assign(count_of(keys), 0);
-    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
-      for (std::size_t x = 0; x < d_; ++x) {
-        const double* column = columns.data() + x * sk_ + first;
-        for (std::size_t j = 0; j < count; ++j) to[from + j] += row[x] * column[j];
+  void run_block(Range rows) {
+    find_keys(rows);
+    if (keys_.size() <= 0) return;
+    const Matrix q = widened(c_.q, query_ * s_.sq + rows.first, rows.size(), s_.d);
+    const auto k = k_.middleRows(keys_.first, keys_.size()), v = v_.middleRows(keys_.first, keys_.size());
+    s_block_.noalias() = q * k.transpose();
+    p_.setZero(rows.size(), keys_.size());
+    products_.setZero(rows.size(), keys_.size());
+    highest_.assign(static_cast<std::size_t>(rows.size()), -1);
+    sink_p_.assign(static_cast<std::size_t>(rows.size()), 0);
+    for (std::int64_t i = 0; i < rows.size(); ++i) softmax(i);
+    Rows out = part_of(r_.out, rows);
+    out.noalias() = products_ * v;
+    out = out.unaryExpr([this](double x) { return rounded(x); });
+    if (backward_) backward(rows, q);
+  }
+
+  // Logits of a row to probabilities.
+  void softmax(std::int64_t i) {
+    if (seen_[static_cast<std::size_t>(i)].empty()) return;
+    double most = kNoSink;
+    std::int64_t& highest = highest_[static_cast<std::size_t>(i)];
+    for_seen(i, [&](Range columns) {
+      for (std::int64_t j = columns.first; j < columns.end; ++j) {
+        double& x = s_block_(i, j) = rounded(rounded(s_block_(i, j)) * f_.scale);
+        if (highest < 0 || x > most) most = x, highest = j;
       }
     });
-  }
-
-  // weights [keys of the ranges] times columns, one number per column.
-  double sum_over(const Vector& weights, const Vector& columns, const KeyRanges& keys, std::size_t x) const {
-    double sum = 0;
-    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
-      const double* column = columns.data() + x * sk_ + first;
-      for (std::size_t j = 0; j < count; ++j) sum += weights[from + j] * column[j];
-    });
-    return sum;
-  }
-
-  void add_outer(const Vector& weights, const Vector& row, const KeyRanges& keys, Vector& to) const {
-    for_ranges(keys, [&](std::size_t from, std::int64_t first, std::size_t count) {
-      for (std::size_t x = 0; x < d_; ++x) {
-        double* column = to.data() + x * sk_ + first;
-        for (std::size_t j = 0; j < count; ++j) column[j] += weights[from + j] * row[x];
-      }
-    });
-  }
-
-  static std::size_t count_of(const KeyRanges& keys) {
-    std::int64_t count = 0;
-    for (const Range& range : keys) count += range.size();
-    return static_cast<std::size_t>(count);
-  }
-
-  void run_row(std::int64_t row) {
-    KeyRanges keys;
-    for (const Part& part : f_.parts) {
-      if (part.rows.contains(row)) keys.push_back(keys_of(part, row));
-    }
-    std::sort(keys.begin(), keys.end(), [](const Range& a, const Range& b) { return a.first < b.first; });
-    if (count_of(keys) == 0) return;
-    Vector q(d_);
-    c_.q.widen((query_ * s_.sq + row) * s_.d, q);
-    multiply(q, k_, keys, p_);
-    for (double& x : p_) x = rounded(rounded(x) * f_.scale);
-    softmax();
-    const auto at = static_cast<std::size_t>(row) * d_;
-    for (std::size_t x = 0; x < d_; ++x) r_.out[at + x] = rounded(sum_over(products_, v_, keys, x));
-    if (backward_) backward(row, keys, q);
-  }
-
-  // Logits to probabilities, in place; the sink's in sink_p_.
-  void softmax() {
-    highest_ = static_cast<std::size_t>(std::max_element(p_.begin(), p_.end()) - p_.begin());
-    double most = p_[highest_];
-    if (sink_ > most) {
-      most = sink_;
-      highest_ = p_.size();
-    }
+    if (sink_ > most) most = sink_, highest = -1;
     double total = 0;
-    for (double& x : p_) total += x = std::exp(rounded(x - most));  // the shift is not part of the softmax
-    sink_p_ = sink_ == kNoSink ? 0 : std::exp(rounded(sink_ - most));
-    total += sink_p_;
-    for (double& x : p_) x = of_softmax(x / total);
-    sink_p_ = of_softmax(sink_p_ / total);
-    products_ = p_;
-    for (double& x : products_) x = rounded(x);
+    for_seen(i, [&](Range columns) {
+      auto logits = s_block_.row(i).segment(columns.first, columns.size());
+      auto p = p_.row(i).segment(columns.first, columns.size());
+      p = logits.unaryExpr([&](double x) { return rounded(x - most); });  // no part of the softmax
+      p = p.array().exp();
+      total += p.sum();
+    });
+    double& sink_p = sink_p_[static_cast<std::size_t>(i)];
+    sink_p = sink_ == kNoSink ? 0 : std::exp(rounded(sink_ - most));
+    total += sink_p;
+    sink_p = of_softmax(sink_p / total);
+    for_seen(i, [&](Range columns) {
+      for (std::int64_t j = columns.first; j < columns.end; ++j) {
+        p_(i, j) = of_softmax(p_(i, j) / total);
+        products_(i, j) = rounded(p_(i, j));
+      }
+    });
   }
 
-  void backward(std::int64_t row, const KeyRanges& keys, const Vector& q) {
-    Vector dout(d_);
-    c_.dout.widen((query_ * s_.sq + row) * s_.d, dout);
-    add_outer(products_, dout, keys, dv_);
-    multiply(dout, v_, keys, ds_);
-    double sum = 0;
-    for (std::size_t j = 0; j < ds_.size(); ++j) sum += ds_[j] = of_softmax(p_[j] * rounded(ds_[j]));
-    double all = 0;
-    for (std::size_t j = 0; j < ds_.size(); ++j) all += ds_[j] = rounded(ds_[j] - p_[j] * sum);
-    double sink_ds = rounded(-sink_p_ * sum);
+  void backward(Range rows, const Matrix& q) {
+    const Matrix dout = widened(c_.dout, query_ * s_.sq + rows.first, rows.size(), s_.d);
+    const auto k = k_.middleRows(keys_.first, keys_.size()), v = v_.middleRows(keys_.first, keys_.size());
+    part_of(r_.dv, keys_).noalias() += products_.transpose() * dout;
+    ds_.noalias() = dout * v.transpose();
+    for (std::int64_t i = 0; i < rows.size(); ++i)
+      r_.dsink[static_cast<std::size_t>(rows.first + i)] = f_.sink_weight * softmax_backward(i);
+    Rows dq = part_of(r_.dq, rows);
+    dq.noalias() = ds_ * k;
+    dq = dq.unaryExpr([this](double x) { return rounded(x); });
+    part_of(r_.dk, keys_).noalias() += ds_.transpose() * q;
+  }
+
+  // dP of a row to the dS that is multiplied, in place; returns the sink's dS.
+  double softmax_backward(std::int64_t i) {
+    double sum = 0, all = 0;
+    for_seen(i, [&](Range columns) {
+      for (std::int64_t j = columns.first; j < columns.end; ++j)
+        sum += ds_(i, j) = of_softmax(p_(i, j) * rounded(ds_(i, j)));
+    });
+    for_seen(i, [&](Range columns) {
+      for (std::int64_t j = columns.first; j < columns.end; ++j)
+        all += ds_(i, j) = rounded(ds_(i, j) - p_(i, j) * sum);
+    });
+    double sink_ds = rounded(-sink_p_[static_cast<std::size_t>(i)] * sum);
     all += sink_ds;
     // The gradient of the subtracted maximum goes to where the maximum was.
-    double& of_highest = highest_ < ds_.size() ? ds_[highest_] : sink_ds;
+    const std::int64_t highest = highest_[static_cast<std::size_t>(i)];
+    double& of_highest = highest < 0 ? sink_ds : ds_(i, highest);
     of_highest = rounded(of_highest - rounded(all));
-    r_.dsink[static_cast<std::size_t>(row)] = f_.sink_weight * sink_ds;
-    for (double& x : ds_) x = rounded(x * f_.scale);
-    const auto at = static_cast<std::size_t>(row) * d_;
-    for (std::size_t x = 0; x < d_; ++x) r_.dq[at + x] = rounded(sum_over(ds_, k_, keys, x));
-    add_outer(ds_, q, keys, dk_);
+    std::int64_t done = 0;
+    const auto clear = [&](std::int64_t end) {
+      for (; done < end; ++done) ds_(i, done) = 0;
+    };
+    for_seen(i, [&](Range columns) {
+      clear(columns.first);
+      for (; done < columns.end; ++done) ds_(i, done) = rounded(ds_(i, done) * f_.scale);
+    });
+    clear(ds_.cols());
+    return sink_ds;
   }
 
   const Case& c_;
@@ -189,14 +191,15 @@ class Emulation {
   bool softmax_;
   std::int64_t query_;
   const HeadFunction& f_;
-  std::size_t d_, sk_;
   double sink_ = kNoSink;
   bool backward_ = false;
-  Vector k_, v_;              // [d, sk]
-  Vector dk_, dv_;            // [d, sk]
-  Vector p_, products_, ds_;  // of a row: as the softmax has them, and as the products take them
-  double sink_p_ = 0;
-  std::size_t highest_ = 0;
+  Matrix k_, v_;  // [sk, d]
+  // Of a block: the keys that some row of it sees, and what each does; matrices are [rows, those keys].
+  Range keys_;
+  std::vector<std::vector<Range>> seen_;
+  Matrix s_block_, p_, products_, ds_;  // P as the softmax has it, and as products take it
+  std::vector<std::int64_t> highest_;   // the column of the largest logit; -1: the sink
+  std::vector<double> sink_p_;
   HeadResult r_;
 };
 

@@ -34,11 +34,37 @@ void add_functions(const State& state, const Cell& cell, std::map<EmulatedKey, F
   }
 }
 
-bool may_round_all(State& state, const RoundingModel& model, const Cell& cell) {
-  const std::vector<Head> heads = state.heads_of(cell);
-  return std::all_of(heads.begin(), heads.end(), [&](const Head& head) {
-    return may_round(state, model, {head.first, head.second, cell.document});
-  });
+// Which model may be meant in which cell? Rows of out tell: in each head it must come nearer under the model, and over
+// all heads about as near as under the best of them.
+std::vector<std::vector<bool>> possible(State& state, const std::vector<RoundingModel>& models,
+                                        const std::vector<std::size_t>& cells) {
+  constexpr double kFar = 4;
+  std::vector<std::vector<bool>> may;
+  std::vector<double> left;
+  for (const RoundingModel& model : models) {
+    std::map<Place, std::optional<OutRows>> samples;
+    std::vector<bool> of_cells;
+    for (const std::size_t i : cells) {
+      const Cell& cell = state.cells()[i].cell;
+      bool is_possible = true;
+      for (const auto& [batch, head] : state.heads_of(cell)) {
+        const Place place{batch, head, cell.document};
+        auto sample = samples.find(place);
+        if (sample == samples.end()) sample = samples.emplace(place, sample_out(state, model, place)).first;
+        is_possible = is_possible && (!sample->second || sample->second->is_nearer());
+      }
+      of_cells.push_back(is_possible);
+    }
+    double sum = 0;
+    for (const auto& [place, sample] : samples) sum += sample ? sample->rounded : 0;
+    left.push_back(sum);
+    may.push_back(std::move(of_cells));
+  }
+  const double least = left.empty() ? 0 : *std::min_element(left.begin(), left.end());
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    if (left[m] > kFar * least) may[m].assign(cells.size(), false);
+  }
+  return may;
 }
 
 // Models, the one that explains most cells first; of those that explain as many, the one that leaves less.
@@ -69,9 +95,8 @@ bool is_left_by_rounding(const Fit& before, const Fit& after) {
   return std::isfinite(after.z2) && after.z2 <= (after.fits ? kMostLeft : kMostLeftOver) * before.z2;
 }
 
-bool may_round(State& state, const RoundingModel& model, const Place& place) {
+std::optional<OutRows> sample_out(State& state, const RoundingModel& model, const Place& place) {
   constexpr std::int64_t kRows = 32;
-  constexpr double kNearer = 0.9;
   const auto [batch, head, document] = place;
   const auto out = std::find_if(state.cells().begin(), state.cells().end(),
                                 [&, batch = batch, head = head, document = document](const CellState& cs) {
@@ -79,19 +104,26 @@ bool may_round(State& state, const RoundingModel& model, const Place& place) {
                                          cs.cell.head == head && cs.cell.document == document;
                                 });
   const FunctionPtr known = state.base(TensorName::kOut, batch, head, document);
-  if (out == state.cells().end() || !out->concerned || out->fact || !can_emulate(*known)) return true;
+  if (out == state.cells().end() || !out->concerned || out->fact || !can_emulate(*known)) return {};
   const std::int64_t first = std::max<std::int64_t>(0, out->cell.rows.size() - kRows) / 2;
   const Range rows{first, std::min(first + kRows, out->cell.rows.size())};
   const Range of_head{out->cell.rows.first + rows.first, out->cell.rows.first + rows.end};
   Prediction prediction = state.predicted_base(*out);
-  const double alone = fit(out->cell, prediction, out->limits, rows).z2;
+  OutRows sample;
+  sample.alone = fit(out->cell, prediction, out->limits, rows).z2;
   const HeadResult some = emulate(state.problem(), batch, head, *known, model, of_head, false);
   prediction.value =
       predict(
           state.problem(), out->cell, [&](std::int64_t, std::int64_t, std::int64_t) { return known; },
           [&](std::int64_t, std::int64_t, std::int64_t) -> const HeadResult& { return some; })
           .value;
-  return fit(out->cell, prediction, out->limits, rows).z2 <= kNearer * alone;
+  sample.rounded = fit(out->cell, prediction, out->limits, rows).z2;
+  return sample;
+}
+
+bool may_round(State& state, const RoundingModel& model, const Place& place) {
+  const std::optional<OutRows> sample = sample_out(state, model, place);
+  return !sample || sample->is_nearer();
 }
 
 void EmulatedHeads::prepare(const std::map<EmulatedKey, FunctionPtr>& functions) {
@@ -124,24 +156,24 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
   if (wanted.empty()) return {};
 
   const std::vector<RoundingModel> models = rounding_models(c);
+  const std::vector<std::vector<bool>> may = possible(state, models, wanted);
   std::vector<RoundingFit> fits;
   std::vector<std::vector<std::optional<Fit>>> left(models.size(),
                                                     std::vector<std::optional<Fit>>(wanted.size()));
   for (std::size_t m = 0; m < models.size(); ++m) {
     fits.push_back({models[m], {}, 0, 0});
-    std::vector<bool> may(wanted.size());
     std::map<EmulatedKey, FunctionPtr> functions;
     bool backward = false;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       const Cell& cell = state.cells()[wanted[i]].cell;
-      may[i] = may_round_all(state, models[m], cell);
-      backward = backward || (may[i] && cell.tensor != TensorName::kOut);
-      if (may[i]) add_functions(state, cell, functions);
+      if (!may[m][i]) continue;
+      backward = backward || cell.tensor != TensorName::kOut;
+      add_functions(state, cell, functions);
     }
     EmulatedHeads emulated(c, models[m], backward, threads);
     emulated.prepare(functions);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
-      if (!may[i]) continue;
+      if (!may[m][i]) continue;
       const CellState& cs = state.cells()[wanted[i]];
       const FunctionOf base = [&](std::int64_t batch, std::int64_t head, std::int64_t document) {
         return state.base(cs.cell.tensor, batch, head, document);

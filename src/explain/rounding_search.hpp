@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -44,8 +45,16 @@ class EmulatedHeads {
   std::map<EmulatedKey, HeadResult> results_;
 };
 
-// May a path that computes what is known of a head round as the model does? A cheap test: some rows of out must come nearer
-// to what the path gave.
+// Squared z of some rows of a head's out: under what is known of it, and with the model on top.
+struct OutRows {
+  double alone = 0, rounded = 0;
+  bool is_nearer() const { return rounded <= 0.9 * alone; }
+};
+// Nothing where out says nothing.
+std::optional<OutRows> sample_out(State& state, const RoundingModel& model, const Place& place);
+
+// May a path that computes what is known of a head round as the model does? A cheap test: out must come nearer to what the
+// path gave.
 bool may_round(State& state, const RoundingModel& model, const Place& place);
 
 // For those of `cells` whose heads compute, as far as is known, what a model can be run on: each goes to the model that
