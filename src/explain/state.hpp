@@ -15,7 +15,7 @@ namespace sinkscope {
 // Of an error that was `before`: what a cause leaves that explains nearly all of it, counted in z or as it is. The sigma of a
 // mistaken function knows nothing of how else it was computed: dO that was rounded once more, say.
 inline bool is_next_to_nothing(const Fit& left, const Fit& before) {
-  constexpr double kNextToNothing = 1e-3;
+  constexpr double kNextToNothing = 1e-2;
   return left.z2 <= kNextToNothing * before.z2 || left.err2 <= kNextToNothing * before.err2;
 }
 
