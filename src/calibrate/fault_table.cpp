@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <mutex>
+#include <thread>
 
 #include "fmt/format.h"
 
@@ -108,43 +109,62 @@ class TableRun {
       table_.faults.push_back({fault.name, {}, {}});
     }
     for (const std::string& name : options.faults) find_fault(name);
-    for (const Problem& problem : options.problems) cases_ += problem.capture.empty() ? options.seeds : 1;
+    for (std::size_t i = 0; i < options.problems.size(); ++i) {
+      const Problem& problem = options.problems[i];
+      const int seeds = problem.capture.empty() ? options.seeds : 1;
+      table_.problems.push_back({name_of_problem(problem), seeds, problem.fill == Fill::kLoud, 0, {}});
+      for (int seed = 0; seed < seeds; ++seed) {
+        cases_.push_back({i, problem, seed < options.withheld_seeds, 0, false, {}});
+        cases_.back().problem.seed += kSeedStep * static_cast<std::uint64_t>(seed);
+      }
+    }
   }
 
   FaultTable run() {
-    for (const Problem& problem : options_.problems) {
-      const int seeds = problem.capture.empty() ? options_.seeds : 1;
-      table_.problems.push_back({name_of_problem(problem), seeds, problem.fill == Fill::kLoud, 0, {}});
-      for (int i = 0; i < seeds; ++i) {
-        Problem seeded = problem;
-        seeded.seed += kSeedStep * static_cast<std::uint64_t>(i);
-        run_case(seeded, i < options_.withheld_seeds, table_.problems.back());
-        ++cases_done_;
-      }
+    // Each case on one thread, where there are enough of them.
+    const auto cores = static_cast<std::size_t>(std::max(1U, std::thread::hardware_concurrency()));
+    const std::size_t threads = options_.threads > 0 ? static_cast<std::size_t>(options_.threads) : cores;
+    const bool apart = cases_.size() >= threads;
+    parallel_for(std::ssize(cases_), apart ? options_.threads : 1, [&](std::int64_t i) {
+      run_case(cases_[static_cast<std::size_t>(i)], apart ? 1 : options_.threads);
+    });
+    for (const CaseTrials& of : cases_) {
+      ProblemRow& row = table_.problems[of.row];
+      table_.has_eager = table_.has_eager && of.has_eager;
+      if (row.quiet) row.loudness_ratio = of.loudness_ratio;
+      for (std::size_t i = 0; i < of.trials.size(); ++i)
+        note(of.trials[i], i, name_of_problem(of.problem), row);
     }
     return std::move(table_);
   }
 
  private:
-  void run_case(const Problem& problem, bool withhold, ProblemRow& row) {
-    const std::string line = name_of_problem(problem);
+  struct CaseTrials {
+    std::size_t row;  // of the table's problems
+    Problem problem;
+    bool withhold;
+    double loudness_ratio;
+    bool has_eager;
+    std::vector<FaultTrial> trials;  // of the healthy path, then of each fault
+  };
+
+  void run_case(CaseTrials& of, int threads) {
+    const std::string line = name_of_problem(of.problem);
     report(line, "truth", 0);
-    Case c = make_case(problem, "", options_.threads);
+    Case c = make_case(of.problem, "", threads);
     std::optional<std::int64_t> kv_head;
-    if (row.quiet) kv_head = quietest_group(c);
-    const FaultCase fault_case = prepare_fault_case(std::move(c), kv_head, options_.threads);
-    if (row.quiet) row.loudness_ratio = loudness_ratio(fault_case.c, fault_case.truth, *kv_head);
-    table_.has_eager = table_.has_eager && fault_case.eager.out.given();
-    std::vector<FaultTrial> trials(faults_.size() + 1);
-    int done = 0;
-    parallel_for(static_cast<std::int64_t>(trials.size()), options_.threads, [&](std::int64_t i) {
+    const bool quiet = table_.problems[of.row].quiet;
+    if (quiet) kv_head = quietest_group(c);
+    const FaultCase fault_case = prepare_fault_case(std::move(c), kv_head, threads);
+    if (quiet) of.loudness_ratio = loudness_ratio(fault_case.c, fault_case.truth, *kv_head);
+    of.has_eager = fault_case.eager.out.given();
+    of.trials.resize(faults_.size() + 1);
+    parallel_for(std::ssize(of.trials), threads, [&](std::int64_t i) {
       const auto at = static_cast<std::size_t>(i);
-      trials[at] =
-          at == 0 ? try_healthy(fault_case, gate_) : try_fault(fault_case, gate_, *faults_[at - 1], withhold);
-      const std::lock_guard lock(mutex_);
-      report(line, table_.faults[at].name, static_cast<double>(++done) / static_cast<double>(trials.size()));
+      of.trials[at] = at == 0 ? try_healthy(fault_case, gate_)
+                              : try_fault(fault_case, gate_, *faults_[at - 1], of.withhold);
+      report(line, table_.faults[at].name, 1);
     });
-    for (std::size_t i = 0; i < trials.size(); ++i) note(trials[i], i, line, row);
   }
 
   void note(const FaultTrial& trial, std::size_t index, const std::string& line, ProblemRow& row) {
@@ -170,8 +190,11 @@ class TableRun {
     if (trial.withheld_named) table_.withheld_named.push_back({fault.name, line, trial.said_withheld});
   }
 
-  void report(const std::string& line, const std::string& stage, double share) const {
-    if (progress_) progress_(line, stage, (cases_done_ + share) / cases_);
+  void report(const std::string& line, const std::string& stage, int trials) {
+    const std::lock_guard lock(mutex_);
+    trials_done_ += trials;
+    const double all = static_cast<double>(cases_.size() * (faults_.size() + 1));
+    if (progress_) progress_(line, stage, trials_done_ / all);
   }
 
   const Gate& gate_;
@@ -179,8 +202,9 @@ class TableRun {
   const Progress& progress_;
   std::vector<const Fault*> faults_;
   FaultTable table_;
+  std::vector<CaseTrials> cases_;
   std::mutex mutex_;
-  int cases_ = 0, cases_done_ = 0;
+  double trials_done_ = 0;
 };
 
 }  // namespace
