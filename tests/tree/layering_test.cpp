@@ -42,8 +42,10 @@ std::vector<std::string> includes_of(const std::string& text) {
   return found;
 }
 
-// "src/gate" of "src/gate/judge.cpp", "kernels" of "kernels/cpu/isa.h".
+// "src/gate" of "src/gate/judge.cpp", "kernels" of "kernels/cpu/isa.h"; the Python package is a room of its own.
 std::string room_of(const std::string& path) {
+  constexpr std::string_view kPython = "tools/python";
+  if (path.starts_with(kPython)) return std::string(kPython);
   const std::size_t first = path.find('/');
   if (first == std::string::npos) return "";
   return path.starts_with("src/") ? path.substr(0, path.find('/', first + 1)) : path.substr(0, first);
@@ -53,16 +55,24 @@ std::string room_of(const std::string& path) {
 struct Library {
   std::string_view prefix, room;
 };
-constexpr Library kLibraries[] = {{"ATen/", "src/torch"}, {"torch/", "src/torch"}, {"c10/", "src/torch"},
-                                  {"CLI/", "tools"},      {"hdf5", "src/record"},  {"toml++/", "src/gate"},
-                                  {"cuda", "kernels"},    {"cuda", "src/paths"},   {"cuda", "src/bench"}};
+constexpr Library kLibraries[] = {{"ATen/", "src/torch"},
+                                  {"torch/", "src/torch"},
+                                  {"c10/", "src/torch"},
+                                  {"CLI/", "tools"},
+                                  {"hdf5", "src/record"},
+                                  {"toml++/", "src/gate"},
+                                  {"cuda", "kernels"},
+                                  {"cuda", "src/paths"},
+                                  {"cuda", "src/bench"},
+                                  {"torch/csrc/stable/", "tools/python"},
+                                  {"torch/headeronly/", "tools/python"}};
 // The two leaves, and the rooms of src/ that may look at them through one header each.
 struct Leaf {
   std::string_view name, header;
   std::vector<std::string_view> users;
 };
-const Leaf kLeaves[] = {{"kernels", "kernels/sink_attention.h", {"src/paths"}},
-                        {"reference", "reference/attention.hpp", {"src/truth", "src/bench"}}};
+const Leaf kLeaves[] = {{"kernels", "kernels/sink_attention.h", {"src/paths", "tools/python"}},
+                        {"reference", "reference/attention.hpp", {"src/truth", "src/bench", "tools/python"}}};
 
 bool is_library_allowed(const std::string& include, const std::string& room) {
   bool is_foreign = false;
@@ -91,7 +101,7 @@ bool is_direction_allowed(const std::string& include, const std::string& room,
                                     : 0;
   };
   const std::string target = room_of(include);
-  if (target == "tools" || target == "tests") return room == target;
+  if (target.starts_with("tools") || target == "tests") return room == target;
   if (!target.starts_with("src/")) return true;
   if (room == "tools") return true;
   return room.starts_with("src/") && level(target) <= level(room);
@@ -153,6 +163,10 @@ TEST(Layering, ForbiddenIncludesAreSeen) {
   EXPECT_EQ(count("src/core/tensor.cpp", "\"tools/sinkscope/commands.hpp\""), 1U);
   EXPECT_EQ(count("src/gate/gate.cpp", "<ATen/ATen.h>"), 1U) << "torch outside its adapter";
   EXPECT_EQ(count("src/torch/flash.cpp", "<ATen/ATen.h>"), 0U);
+  EXPECT_EQ(count("tools/python/native/kernel.cpp", "<torch/csrc/stable/ops.h>"), 0U);
+  EXPECT_EQ(count("tools/python/native/kernel.cpp", "<torch/csrc/autograd/function.h>"), 1U)
+      << "not stable ABI";
+  EXPECT_EQ(count("tools/python/native/kernel.cpp", "\"src/core/dtype.hpp\""), 1U) << "needs the toolkit";
   EXPECT_EQ(count("src/gate/gate.cpp", "\"CLI/CLI.hpp\""), 1U) << "CLI11 outside tools";
   EXPECT_EQ(count("src/gate/gate.cpp", "<hdf5.h>"), 1U) << "HDF5 outside the record";
   EXPECT_EQ(count("kernels/cpu/attention.cpp", "\"src/core/dtype.hpp\""), 1U) << "a leaf looks up";
