@@ -56,6 +56,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None, *, c
     Raises:
         TypeError, ValueError: with the argument's name, its value and what is supported.
     """
+    _checks.check_tensors(q, k, v, layout)
     sinks = _checks.local_sinks(sinks, q, layout)
     q, k, v = _checks.autocast(q, k, v)
     if sinks is not None and q.dtype == torch.float64:

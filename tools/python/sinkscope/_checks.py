@@ -45,7 +45,7 @@ def local_sinks(sinks: Tensor | None, q: Tensor, layout: str) -> Tensor | None:
     The whole tensor where it has as many sinks as q has heads; this rank's shard where that has (tensor parallelism,
     whose q has the rank's heads only). FSDP hands a module plain parameters already.
     """
-    if not _is_dtensor(sinks) or _is_dtensor(q):
+    if not _is_dtensor(sinks):
         return sinks
     heads = _heads(q, layout)
     if sinks.shape == (heads,):
@@ -65,12 +65,21 @@ def _check_tensor(name: str, t: object) -> None:
                         "sharded (a DTensor of sinks is taken)")
 
 
-def _check_qkv(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
+    """Raises TypeError or ValueError where q, k and v are not four-dimensional tensors in one of the layouts."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; supported: {_names(tuple(map(repr, LAYOUTS)))}")
     wanted = "[B, H, S, D]" if layout == "bhsd" else "[B, S, H, D]"
     for name, t in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, t)
         if t.dim() != 4:
             raise ValueError(f"{name} has shape {list(t.shape)}; supported: {wanted} with layout {layout!r}")
+
+
+def _check_formats(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"q is on {q.device}; supported: cpu, cuda")
+    for name, t in (("k", k), ("v", v)):
         if t.device != q.device:
             raise ValueError(f"{name} is on {t.device} and q on {q.device}; supported: one device")
         if t.dtype != q.dtype:
@@ -78,6 +87,9 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
     supported = _CUDA_DTYPES if q.device.type == "cuda" else _CPU_DTYPES
     if q.dtype not in supported:
         raise TypeError(f"q is {_names((q.dtype,))} on {q.device.type}; supported: {_names(supported)}")
+
+
+def _check_sizes(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
     heads, kv_heads = _heads(q, layout), _heads(k, layout)
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k has shape {list(k.shape)} and q {list(q.shape)}; supported: the same B and D")
@@ -131,10 +143,9 @@ def _check_packing(q: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor 
 
 def check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int,
           layout: str, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
-    """Raises TypeError or ValueError for what `sinkscope.attention` does not take."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; supported: {_names(tuple(map(repr, LAYOUTS)))}")
-    _check_qkv(q, k, v, layout)
+    """Raises TypeError or ValueError for what `sinkscope.attention` does not take; check_tensors comes before."""
+    _check_formats(q, k, v)
+    _check_sizes(q, k, v, layout)
     if sinks is not None:
         _check_sinks(sinks, q, layout)
     if sm_scale is not None and not math.isfinite(sm_scale):

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sinkscope.attention on a CPU, held to plain torch in double precision: values, every gradient, masks, layouts, errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from plain_attention import plain_attention, visible, visible_packed
+from torch import Tensor
+
+import sinkscope
+
+# |got - ref| / |ref| of a tensor: some units of rounding of the format.
+LIMIT = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2, torch.float64: 1e-12}
+
+
+@dataclass
+class Case:
+    dtype: torch.dtype = torch.float32
+    b: int = 2
+    hq: int = 4
+    hkv: int = 2
+    sq: int = 70
+    sk: int = 70
+    d: int = 64
+    causal: bool = True
+    window: int = 0
+    sinks: bool = True
+    sink_dtype: torch.dtype = torch.float32
+    layout: str = "bhsd"
+    cu_q: tuple[int, ...] = ()
+    cu_k: tuple[int, ...] = ()
+
+    def seen(self) -> Tensor:
+        if self.cu_q:
+            return visible_packed(list(self.cu_q), list(self.cu_k), self.causal, self.window)
+        return visible(self.sq, self.sk, self.causal, self.window)
+
+    def inputs(self, seed: int = 0) -> list[Tensor]:
+        """q, k, v, sinks, dout in the case's layout, dlse [B, Hq, Sq]; leaves that want gradients."""
+        g = torch.Generator().manual_seed(seed)
+
+        def draw(heads: int, rows: int) -> Tensor:
+            t = torch.randn(self.b, heads, rows, self.d, generator=g, dtype=torch.float64).to(self.dtype)
+            return t.transpose(1, 2).contiguous() if self.layout == "bshd" else t
+
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        q, k, v, dout = (draw(h, s) for h, s in ((self.hq, self.sq), (self.hkv, self.sk), (self.hkv, self.sk),
+                                                 (self.hq, self.sq)))
+        sinks = torch.randn(self.hq, generator=g, dtype=torch.float64).to(self.sink_dtype)
+        dlse = torch.randn(self.b, self.hq, self.sq, generator=g, dtype=torch.float64).to(wide)
+        for t in (q, k, v, sinks):
+            t.requires_grad_()
+        return [q, k, v, sinks, dout, dlse]
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+        cu_q = torch.tensor(self.cu_q, dtype=torch.int32) if self.cu_q else None
+        cu_k = torch.tensor(self.cu_k, dtype=torch.int32) if self.cu_k else None
+        return sinkscope.attention(q, k, v, sinks if self.sinks else None, causal=self.causal, bandwidth=self.window,
+                                   layout=self.layout, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, return_lse=True)
+
+
+def reference_of(case: Case, inputs: list[Tensor]) -> dict[str, Tensor]:
+    """Outputs and gradients of plain attention in double, on the very numbers that the case's inputs hold."""
+    q, k, v, sinks = (t.detach().double().requires_grad_() for t in inputs[:4])
+    dout, dlse = inputs[4].double(), inputs[5].double()
+    swap = (lambda t: t.transpose(1, 2)) if case.layout == "bshd" else (lambda t: t)
+    out, lse = plain_attention(swap(q), swap(k), swap(v), sinks if case.sinks else None, case.seen(),
+                               1 / math.sqrt(case.d))
+    finite = lse.masked_fill(lse == -torch.inf, 0)
+    ((swap(out) * dout).sum() + (finite * dlse).sum()).backward()
+    found = {"out": swap(out), "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+    return {**found, "dsinks": sinks.grad} if case.sinks else found
+
+
+def results_of(case: Case, inputs: list[Tensor]) -> dict[str, Tensor]:
+    q, k, v, sinks, dout, dlse = inputs
+    out, lse = case.call(q, k, v, sinks)
+    torch.autograd.backward([out, lse], [dout, dlse])
+    found = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
+    return {**found, "dsinks": sinks.grad} if case.sinks else found
+
+
+def relative(got: Tensor, ref: Tensor) -> float:
+    got, ref = got.detach().double(), ref.detach().double()
+    assert got.shape == ref.shape
+    same = got == ref  # infinities too
+    return (torch.where(same, 0, got - ref).norm() / ref[ref.isfinite()].norm().clamp_min(1e-300)).item()
+
+
+def assert_right(case: Case) -> None:
+    inputs = case.inputs()
+    got, ref = results_of(case, inputs), reference_of(case, inputs)
+    for name, tensor in ref.items():
+        limit = 2e-6 if name == "lse" and case.dtype != torch.float64 else LIMIT[case.dtype]
+        if name == "dsinks":
+            limit = max(limit, LIMIT[case.sink_dtype])
+        error = relative(got[name], tensor)
+        assert error <= limit, f"{name}: relative error {error:.3g}, limit {limit:.3g}"
+
+
+CASES = {
+    "plain": Case(sinks=False),
+    "sinks": Case(),
+    "group_1": Case(hq=4, hkv=4),
+    "group_8": Case(hq=8, hkv=1),
+    "window": Case(window=17),
+    "window_1": Case(window=1),
+    "full": Case(causal=False),
+    "more_keys": Case(sq=20, sk=75),
+    "one_row": Case(sq=1, sk=64),
+    "rows_that_see_nothing": Case(sq=75, sk=20),
+    "rows_that_see_nothing_plain": Case(sq=75, sk=20, sinks=False),
+    "several_tiles": Case(b=1, sq=300, sk=300, window=130),
+    "packed": Case(b=1, cu_q=(0, 5, 5, 40, 70), cu_k=(0, 5, 5, 40, 70)),
+    "packed_window": Case(b=1, window=9, cu_q=(0, 30, 70), cu_k=(0, 30, 70)),
+    "packed_longer_keys": Case(b=1, sq=30, sk=70, cu_q=(0, 10, 30), cu_k=(0, 35, 70)),
+    "bshd": Case(layout="bshd"),
+    "bshd_packed": Case(b=1, layout="bshd", cu_q=(0, 30, 70), cu_k=(0, 30, 70)),
+    "head_dim_48": Case(d=48),
+    "sinks_bf16": Case(sink_dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_agrees_with_plain_attention(name: str) -> None:
+    assert_right(CASES[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["plain", "sinks", "window", "packed", "bshd", "group_8", "sinks_bf16"])
+def test_16_bit_formats_agree_with_plain_attention(name: str, dtype: torch.dtype) -> None:
+    assert_right(Case(**{**CASES[name].__dict__, "dtype": dtype}))
+
+
+@pytest.mark.parametrize("name", ["plain", "sinks", "window", "packed", "packed_longer_keys", "bshd", "full"])
+def test_float64_is_the_truth(name: str) -> None:
+    assert_right(Case(**{**CASES[name].__dict__, "dtype": torch.float64, "sink_dtype": torch.float64}))
+
+
+@pytest.mark.parametrize("case", [
+    Case(b=1, hq=2, hkv=1, sq=5, sk=5, d=4), Case(b=1, hq=2, hkv=2, sq=6, sk=6, d=3, window=2),
+    Case(b=1, hq=2, hkv=1, sq=6, sk=6, d=3, layout="bshd", cu_q=(0, 2, 6), cu_k=(0, 2, 6)),
+    Case(b=2, hq=2, hkv=1, sq=3, sk=5, d=4, sinks=False), Case(b=1, hq=2, hkv=1, sq=3, sk=3, d=3, causal=False)])
+def test_gradcheck_in_double(case: Case) -> None:
+    case = Case(**{**case.__dict__, "dtype": torch.float64, "sink_dtype": torch.float64})
+    q, k, v, sinks = case.inputs()[:4]
+    inputs = (q, k, v, sinks) if case.sinks else (q, k, v)
+    assert torch.autograd.gradcheck(lambda *t: case.call(*t[:3], t[3] if case.sinks else None), inputs)
+
+
+def test_the_gradient_through_lse_alone() -> None:
+    case = Case()
+    inputs = case.inputs()
+    inputs[4] = torch.zeros_like(inputs[4])
+    ref = reference_of(case, inputs)
+    q, k, v, sinks, _, dlse = inputs
+    _, lse = case.call(q, k, v, sinks)
+    lse.backward(dlse)
+    for name, got in (("dq", q.grad), ("dk", k.grad), ("dsinks", sinks.grad)):
+        assert relative(got, ref[name]) < LIMIT[case.dtype], name
+    assert v.grad.count_nonzero() == 0
+
+
+def test_sinks_of_minus_infinity_change_nothing() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        case, plain = Case(dtype=dtype), Case(dtype=dtype, sinks=False)
+        inputs, plain_inputs = case.inputs(), plain.inputs()
+        with torch.no_grad():
+            inputs[3].fill_(-torch.inf)
+        got, ref = results_of(case, inputs), results_of(plain, plain_inputs)
+        for name, tensor in ref.items():
+            assert torch.equal(got[name], tensor), f"{name} of {dtype}"
+        assert torch.equal(got["dsinks"], torch.zeros(case.hq))
+
+
+def test_layouts_and_strides_give_the_same_bits() -> None:
+    case = Case(dtype=torch.bfloat16)
+    q, k, v, sinks, dout, dlse = case.inputs()
+    ref = results_of(case, [q, k, v, sinks, dout, dlse])
+
+    def other(t: Tensor) -> Tensor:
+        return t.detach().transpose(1, 2).contiguous().requires_grad_()
+
+    by_rows = [other(q), other(k), other(v), sinks.detach().clone().requires_grad_(), other(dout).detach(), dlse]
+    got = results_of(Case(dtype=torch.bfloat16, layout="bshd"), by_rows)
+    for name in ("out", "dq", "dk", "dv"):
+        assert got[name].is_contiguous() and torch.equal(got[name].transpose(1, 2), ref[name]), name
+    assert torch.equal(got["lse"], ref["lse"]) and torch.equal(got["dsinks"], ref["dsinks"])
+    out = sinkscope.attention(by_rows[0].transpose(1, 2), by_rows[1].transpose(1, 2), by_rows[2].transpose(1, 2), sinks)
+    assert torch.equal(out, ref["out"]), "transposed views"
+    strided = [torch.stack([t, t], -1).flatten(-2)[..., ::2] for t in (q, k, v)]
+    assert strided[0].stride(-1) == 2
+    assert torch.equal(sinkscope.attention(*strided, sinks), ref["out"]), "d not contiguous"
+    one_head = k[:, :1]
+    expanded = sinkscope.attention(q, one_head.expand(-1, 4, -1, -1), one_head.expand(-1, 4, -1, -1), sinks)
+    assert torch.equal(expanded, sinkscope.attention(q, one_head, one_head, sinks)), "stride 0"
+
+
+def test_a_packed_row_equals_its_documents_alone() -> None:
+    cu = (0, 13, 64, 100)
+    for dtype in (torch.float32, torch.bfloat16):
+        packed = Case(dtype=dtype, b=1, sq=100, sk=100, window=20, cu_q=cu, cu_k=cu)
+        inputs = packed.inputs()
+        got = results_of(packed, inputs)
+        dsinks = torch.zeros(packed.hq)
+        for start, end in zip(cu, cu[1:]):
+            alone = Case(dtype=dtype, b=1, sq=end - start, sk=end - start, window=20)
+            part = [t.detach()[:, :, start:end].clone() for t in (*inputs[:3], *inputs[4:])]
+            sinks = inputs[3].detach().clone().requires_grad_()
+            ref = results_of(alone, [*(t.requires_grad_() for t in part[:3]), sinks, *part[3:]])
+            dsinks += ref["dsinks"]
+            for name in ("out", "lse", "dq", "dk", "dv"):
+                assert torch.equal(got[name][:, :, start:end], ref[name]), f"{name} of {dtype}, rows {start} to {end}"
+        torch.testing.assert_close(got["dsinks"], dsinks, rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_as_wide_as_the_row_is_no_window() -> None:
+    q, k, v, sinks = Case().inputs()[:4]
+    assert torch.equal(sinkscope.attention(q, k, v, sinks, bandwidth=70), sinkscope.attention(q, k, v, sinks))
+    assert not torch.equal(sinkscope.attention(q, k, v, sinks, bandwidth=69), sinkscope.attention(q, k, v, sinks))
+
+
+def test_sm_scale_multiplies_the_scores() -> None:
+    q, k, v, sinks = Case().inputs()[:4]
+    out, lse = sinkscope.attention(q, k, v, sinks, sm_scale=0.5, return_lse=True)
+    ref_out, ref_lse = plain_attention(q, k, v, sinks, visible(70, 70, True, 0), 0.5)
+    assert relative(out, ref_out) < 2e-6 and relative(lse, ref_lse) < 2e-6
+
+
+def test_nothing_to_see() -> None:
+    q, k = torch.randn(2, 4, 3, 64, requires_grad=True), torch.randn(2, 2, 0, 64, requires_grad=True)
+    sinks = torch.randn(4)
+    out, lse = sinkscope.attention(q, k, k, sinks, return_lse=True)
+    assert out.count_nonzero() == 0 and torch.equal(lse, sinks.view(1, 4, 1).expand(2, 4, 3))
+    out.sum().backward()
+    assert q.grad.count_nonzero() == 0 and k.grad.shape == k.shape
+    assert sinkscope.attention(q[:, :, :0], k, k, sinks).shape == (2, 4, 0, 64)
+
+
+def test_gradients_that_nobody_needs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    backward = torch.ops.sinkscope.attention_backward
+
+    def spy(*args: object) -> object:
+        gradients = backward(*args)
+        asked.append((args[-4:], [t.numel() > 0 for t in gradients]))
+        return gradients
+
+    monkeypatch.setattr(torch.ops.sinkscope, "attention_backward", spy)
+    case = Case()
+    q, k, v, sinks, dout, _ = case.inputs()
+    for wanted in ((True, False, False, False), (False, True, False, True), (False, False, True, False)):
+        for t, needs in zip((q, k, v, sinks), wanted):
+            t.grad = None
+            t.requires_grad_(needs)
+        sinkscope.attention(q, k, v, sinks).backward(dout)
+        assert asked.pop() == (wanted, list(wanted))
+        assert [t.grad is not None for t in (q, k, v, sinks)] == list(wanted)
+
+
+def test_the_second_derivative_is_refused() -> None:
+    q, k, v, sinks = Case(sq=4, sk=4).inputs()[:4]
+    (dq,) = torch.autograd.grad(sinkscope.attention(q, k, v, sinks).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        dq.sum().backward()
+
+
+def tensors(**changes: object) -> dict[str, object]:
+    return {"q": torch.randn(1, 4, 8, 64), "k": torch.randn(1, 2, 8, 64), "v": torch.randn(1, 2, 8, 64),
+            "sinks": torch.randn(4), **changes}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"q": torch.randn(4, 8, 64)}, ValueError, r"q has shape \[4, 8, 64\]; supported: \[B, H, S, D\]"),
+    ({"q": [1.0]}, TypeError, "q is list; supported: a torch.Tensor"),
+    ({"q": torch.ones(1, 4, 8, 64, dtype=torch.int32)}, TypeError, "k is float32 and q int32"),
+    ({"k": torch.randn(1, 3, 8, 64), "v": torch.randn(1, 3, 8, 64)}, ValueError, "4 heads and k 3; supported: a multiple"),
+    ({"v": torch.randn(1, 2, 9, 64)}, ValueError, r"v has shape \[1, 2, 9, 64\]"),
+    ({"k": torch.randn(1, 2, 8, 32)}, ValueError, r"k has shape \[1, 2, 8, 32\]"),
+    ({"k": torch.randn(1, 2, 8, 64).half()}, TypeError, "k is float16 and q float32"),
+    ({"sinks": torch.randn(2)}, ValueError, r"sinks has shape \[2\]; supported: \[4\]"),
+    ({"sinks": torch.randn(4).double()}, TypeError, "sinks is float64; supported: float32, bfloat16, float16"),
+    ({"layout": "bsdh"}, ValueError, "layout is 'bsdh'; supported: 'bhsd', 'bshd'"),
+    ({"bandwidth": -1}, ValueError, "bandwidth is -1; supported: 0"),
+    ({"bandwidth": 4, "causal": False}, ValueError, "bandwidth is 4 with causal False"),
+    ({"bandwidth": None}, ValueError, "bandwidth is None; supported: 0"),
+    ({"sm_scale": math.nan}, ValueError, "sm_scale is nan; supported: a finite number"),
+    ({"cu_seqlens_q": torch.tensor([0, 8], dtype=torch.int32)}, ValueError, "cu_seqlens_k is None"),
+    ({"cu_seqlens_q": torch.tensor([0, 8]), "cu_seqlens_k": torch.tensor([0, 8])}, TypeError, "int64; supported: int32"),
+    ({"cu_seqlens_q": torch.tensor([0, 7], dtype=torch.int32), "cu_seqlens_k": torch.tensor([0, 8], dtype=torch.int32)},
+     RuntimeError, "cu_seqlens_q ends at 7, wanted 8"),
+])
+def test_errors_name_the_argument_the_value_and_what_is_supported(changes: dict, error: type, message: str) -> None:
+    arguments = tensors(**changes)
+    with pytest.raises(error, match=message):
+        sinkscope.attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), arguments.pop("sinks"), **arguments)
+
+
+def test_the_operator_itself_refuses_what_would_be_read_out_of_bounds() -> None:
+    t = tensors()
+    call = torch.ops.sinkscope.attention_forward
+    with pytest.raises(RuntimeError, match=r"v has shape \[1, 2, 9, 64\], wanted \[1, 2, 8, 64\]"):
+        call(t["q"], t["k"], torch.randn(1, 2, 9, 64), t["sinks"], None, None, True, 0.1, 0, False, False)
+    with pytest.raises(RuntimeError, match=r"sinks has shape \[3\], wanted \[4\]"):
+        call(t["q"], t["k"], t["v"], torch.randn(3), None, None, True, 0.1, 0, False, False)
+    with pytest.raises(RuntimeError, match="window 3 with causal 0"):
+        call(t["q"], t["k"], t["v"], t["sinks"], None, None, False, 0.1, 3, False, False)
