@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, GptOssConfi
 from transformers.masking_utils import eager_mask  # noqa: E402
 
 import sinkscope  # noqa: E402
+from sinkscope._judge import Judgement, judge  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,25 +118,20 @@ def test_a_file_holds_what_the_layer_computed(tmp_path: Path, layer: int) -> Non
     torch.testing.assert_close(tensors["eager.dsinks"], gradients[f"model.layers.{layer}.self_attn.sinks"], rtol=0, atol=0)
 
 
-def findings(folder: Path, into: Path) -> dict[str, set[str]]:
-    """The causes that explain finds, by the recorded path, over all captures of a folder."""
-    run = subprocess.run([command(), "explain", folder, "--json", into, "--paths", "recorded"], capture_output=True, text=True)
-    if run.returncode not in (0, 1):
-        names = {path for file in folder.glob("*.safetensors") for path in (f"recorded.{name.rsplit('.', 1)[0]}"
-                 for name in read(file)[0] if "." in name)}
-        run = subprocess.run([command(), "explain", folder, "--json", into, "--overwrite", "--paths", ",".join(names)],
-                             capture_output=True, text=True)
-    assert run.returncode in (0, 1), run.stdout + run.stderr
-    causes: dict[str, set[str]] = {}
-    for finding in json.loads(into.read_text())["findings"]:
-        causes.setdefault(finding["path"], set()).add(finding["cause"])
-    return causes
+def judged(folder: Path, name: str, has_sinks: bool = True) -> list[Judgement]:
+    """What the command says of the outputs recorded under `name` in the captures of a folder."""
+    os.environ["SINKSCOPE_EXECUTABLE"] = str(command())
+    return judge([folder], [f"recorded.{name}"], dtype="bf16", has_sinks=has_sinks)
 
 
 def test_explain_names_a_sink_that_is_left_out(tmp_path: Path) -> None:
     with sinkscope.capture(model := gpt_oss("without_sinks"), tmp_path / "captures"):
         train(model, batch())
-    assert "sink_ignored" in findings(tmp_path / "captures", tmp_path / "found.json")["recorded.without_sinks"]
+    answers = judged(tmp_path / "captures", "without_sinks")
+    assert len(answers) == 2
+    for answer in answers:
+        assert any(mistake.startswith("sink_ignored:") for mistake in answer.mistakes), answer.mistakes
+        assert answer.sinks_train is False
 
 
 @pytest.mark.parametrize("inputs", ["plain", "padded", "left_padded"])
@@ -152,8 +145,11 @@ def test_explain_finds_no_mistake_in_eager(tmp_path: Path, inputs: str) -> None:
     with sinkscope.capture(model := gpt_oss("eager"), tmp_path / "captures") as captured:
         train(model, given)
     assert not captured.left_out
-    causes = findings(tmp_path / "captures", tmp_path / "found.json")["recorded.eager"]
-    assert causes and all(cause == "none" or cause.startswith("rounding:") for cause in causes), causes
+    answers = judged(tmp_path / "captures", "eager")
+    assert len(answers) == 2
+    for answer in answers:
+        assert not answer.mistakes and answer.sinks_train
+        assert answer.errors["dq"] < 0.02
 
 
 def test_packed_documents_come_from_position_ids(tmp_path: Path) -> None:
@@ -166,8 +162,8 @@ def test_packed_documents_come_from_position_ids(tmp_path: Path) -> None:
     if facts.get("mask") is None:
         pytest.skip("this transformers isolates packed documents for GPT-OSS")
     assert facts["mask"] == "the mask lets documents see each other"
-    causes = findings(tmp_path / "captures", tmp_path / "found.json")["recorded.eager"]
-    assert any("document" in cause or "packing" in cause for cause in causes), causes
+    for answer in judged(tmp_path / "captures", "eager"):
+        assert any(mistake.startswith("documents_leak:") for mistake in answer.mistakes), answer.mistakes
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -179,8 +175,8 @@ def test_a_model_without_sinks(tmp_path: Path, attention: str) -> None:
     with sinkscope.capture(model.train(), tmp_path / "captures") as captured:
         train(model, batch())
     assert "sinks" not in read(captured.files[0])[0]
-    causes = findings(tmp_path / "captures", tmp_path / "found.json")[f"recorded.{attention}"]
-    assert causes and all(cause == "none" or cause.startswith("rounding:") for cause in causes), causes
+    (answer,) = judged(tmp_path / "captures", attention, has_sinks=False)
+    assert not answer.mistakes and answer.errors["dq"] < 0.02
 
 
 def test_limits_are_kept_and_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Report:
     sinks_added: bool
     geometries: list[str] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
+    costs: dict[str, list[Cost]] = field(default_factory=dict)  # by implementation, by layer of the test model
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -68,8 +69,9 @@ class Report:
         for judged in self.judgements:
             lines += [f"* {judged.case}: {text}" for text in judged.mistakes or judged.roundings]
             lines += [f"* {judged.case}: farthest {judged.worst}"] if judged.mistakes and judged.worst else []
-        lines += [f"* layer {cost.layer} of the test model: {cost.milliseconds:.2f} ms for forward and backward here, "
-                  f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward" for cost in self.costs]
+        lines += [f"* {name}, layer {cost.layer} of the test model: {cost.milliseconds:.2f} ms for forward and backward here, "
+                  f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward" for name, costs in self.costs.items() for cost in costs]
+        lines += [] if self.costs else ["* time and memory: not measured, as the implementation does not run here"]
         return "\n".join([*lines, "", f"**What to do:** {self.advice()}.", ""])
 
 
@@ -98,7 +100,23 @@ def _run_real(report: Report, model: torch.nn.Module, rows: int, dtype: str, rec
         names = {name.rsplit(".", 1)[0] for name in _tensor_names(files[0]) if name.endswith(".out")}
         report.judgements = judge(files, [f"recorded.{name}" for name in names], dtype=dtype,
                                   has_sinks=report.has_sinks, record=record)
-    report.costs = measure_cost(model, lambda: train_step(model, rows))
+    report.costs[report.attention] = measure_cost(model, lambda: train_step(model, rows))
+
+
+def _register_attention_sink(report: Report) -> None:
+    """Makes attention_sink known to transformers, as training does with `import sinkscope.transformers`."""
+    try:
+        importlib.import_module("sinkscope.transformers")
+    except ImportError as error:
+        report.notes.append(f"attention_sink is not registered: {error}")
+
+
+def _note_replacement(report: Report, model: torch.nn.Module) -> None:
+    """Says so where transformers replaces a flash implementation, which it does with one line of a log."""
+    taken = getattr(model, "_compatible_flash_implementations", None)
+    if taken and "flash" in report.attention and report.attention not in taken:
+        report.notes.append(f"transformers gives this model {taken[0]} in place of {report.attention} where that can be "
+                            "loaded; its backward has no gradient for the sinks")
 
 
 def _tensor_names(path: Path) -> list[str]:
@@ -134,6 +152,10 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     report.geometries = [f"{count} layers of {kind}: {line}" for (kind, count), line in zip(layer_kinds(config).items(), lines)]
     if (getattr(config, "sliding_window", None) or 0) > TESTED_WINDOW:
         report.notes.append(f"the window of {config.sliding_window} is tested as one of {TESTED_WINDOW}")
+    if attention == "attention_sink":
+        _register_attention_sink(report)
+    if sinks:
+        _note_replacement(report, plain)
     real: torch.nn.Module | None = None
     if add_sinks:
         report.notes.append("sinks are added: the command's own paths stand for the implementation")
@@ -144,6 +166,9 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
             report.notes.append(f"{attention} cannot be loaded here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
     if real is not None:
         _run_real(report, real, rows, dtype, record)
+        if attention != "eager":
+            other = plain.to(place)
+            report.costs["eager"] = measure_cost(other, lambda: train_step(other, rows))
         return report
     if attention not in _PATHS:
         raise ValueError(f"attention={attention!r} cannot be loaded here, and the command has no path for it; it has "
