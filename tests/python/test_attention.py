@@ -33,6 +33,7 @@ class Case:
     layout: str = "bhsd"
     cu_q: tuple[int, ...] = ()
     cu_k: tuple[int, ...] = ()
+    device: str = "cpu"
 
     def seen(self) -> Tensor:
         if self.cu_q:
@@ -44,29 +45,31 @@ class Case:
         g = torch.Generator().manual_seed(seed)
 
         def draw(heads: int, rows: int) -> Tensor:
-            t = torch.randn(self.b, heads, rows, self.d, generator=g, dtype=torch.float64).to(self.dtype)
+            t = torch.randn(self.b, heads, rows, self.d, generator=g, dtype=torch.float64).to(self.device, self.dtype)
             return t.transpose(1, 2).contiguous() if self.layout == "bshd" else t
 
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         q, k, v, dout = (draw(h, s) for h, s in ((self.hq, self.sq), (self.hkv, self.sk), (self.hkv, self.sk),
                                                  (self.hq, self.sq)))
-        sinks = torch.randn(self.hq, generator=g, dtype=torch.float64).to(self.sink_dtype)
-        dlse = torch.randn(self.b, self.hq, self.sq, generator=g, dtype=torch.float64).to(wide)
+        sinks = torch.randn(self.hq, generator=g, dtype=torch.float64).to(self.device, self.sink_dtype)
+        dlse = torch.randn(self.b, self.hq, self.sq, generator=g, dtype=torch.float64).to(self.device, wide)
         for t in (q, k, v, sinks):
             t.requires_grad_()
         return [q, k, v, sinks, dout, dlse]
 
+    def offsets(self) -> list[Tensor | None]:
+        return [torch.tensor(cu, dtype=torch.int32, device=self.device) if cu else None for cu in (self.cu_q, self.cu_k)]
+
     def call(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-        cu_q = torch.tensor(self.cu_q, dtype=torch.int32) if self.cu_q else None
-        cu_k = torch.tensor(self.cu_k, dtype=torch.int32) if self.cu_k else None
+        cu_q, cu_k = self.offsets()
         return sinkscope.attention(q, k, v, sinks if self.sinks else None, causal=self.causal, bandwidth=self.window,
                                    layout=self.layout, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, return_lse=True)
 
 
 def reference_of(case: Case, inputs: list[Tensor]) -> dict[str, Tensor]:
     """Outputs and gradients of plain attention in double, on the very numbers that the case's inputs hold."""
-    q, k, v, sinks = (t.detach().double().requires_grad_() for t in inputs[:4])
-    dout, dlse = inputs[4].double(), inputs[5].double()
+    q, k, v, sinks = (t.detach().double().cpu().requires_grad_() for t in inputs[:4])
+    dout, dlse = inputs[4].double().cpu(), inputs[5].double().cpu()
     swap = (lambda t: t.transpose(1, 2)) if case.layout == "bshd" else (lambda t: t)
     out, lse = plain_attention(swap(q), swap(k), swap(v), sinks if case.sinks else None, case.seen(),
                                1 / math.sqrt(case.d))
@@ -85,10 +88,14 @@ def results_of(case: Case, inputs: list[Tensor]) -> dict[str, Tensor]:
 
 
 def relative(got: Tensor, ref: Tensor) -> float:
-    got, ref = got.detach().double(), ref.detach().double()
+    got, ref = got.detach().double().cpu(), ref.detach().double().cpu()
     assert got.shape == ref.shape
     same = got == ref  # infinities too
     return (torch.where(same, 0, got - ref).norm() / ref[ref.isfinite()].norm().clamp_min(1e-300)).item()
+
+
+def changed(case: Case, **changes: object) -> Case:
+    return Case(**{**case.__dict__, **changes})
 
 
 def assert_right(case: Case) -> None:
@@ -133,12 +140,12 @@ def test_fp32_agrees_with_plain_attention(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["plain", "sinks", "window", "packed", "bshd", "group_8", "sinks_bf16"])
 def test_16_bit_formats_agree_with_plain_attention(name: str, dtype: torch.dtype) -> None:
-    assert_right(Case(**{**CASES[name].__dict__, "dtype": dtype}))
+    assert_right(changed(CASES[name], dtype=dtype))
 
 
 @pytest.mark.parametrize("name", ["plain", "sinks", "window", "packed", "packed_longer_keys", "bshd", "full"])
 def test_float64_is_the_truth(name: str) -> None:
-    assert_right(Case(**{**CASES[name].__dict__, "dtype": torch.float64, "sink_dtype": torch.float64}))
+    assert_right(changed(CASES[name], dtype=torch.float64, sink_dtype=torch.float64))
 
 
 @pytest.mark.parametrize("case", [
@@ -146,7 +153,7 @@ def test_float64_is_the_truth(name: str) -> None:
     Case(b=1, hq=2, hkv=1, sq=6, sk=6, d=3, layout="bshd", cu_q=(0, 2, 6), cu_k=(0, 2, 6)),
     Case(b=2, hq=2, hkv=1, sq=3, sk=5, d=4, sinks=False), Case(b=1, hq=2, hkv=1, sq=3, sk=3, d=3, causal=False)])
 def test_gradcheck_in_double(case: Case) -> None:
-    case = Case(**{**case.__dict__, "dtype": torch.float64, "sink_dtype": torch.float64})
+    case = changed(case, dtype=torch.float64, sink_dtype=torch.float64)
     q, k, v, sinks = case.inputs()[:4]
     inputs = (q, k, v, sinks) if case.sinks else (q, k, v)
     assert torch.autograd.gradcheck(lambda *t: case.call(*t[:3], t[3] if case.sinks else None), inputs)

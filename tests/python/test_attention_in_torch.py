@@ -24,9 +24,8 @@ CASES = {
 
 
 def forward_arguments(case: Case, inputs: list[Tensor], with_residual: bool) -> tuple:
-    cu_q, cu_k = (torch.tensor(cu, dtype=torch.int32) if cu else None for cu in (case.cu_q, case.cu_k))
     sinks = inputs[3] if case.sinks else None
-    return (*inputs[:3], sinks, cu_q, cu_k, case.causal, 0.125, case.window, case.layout == "bshd", with_residual)
+    return (*inputs[:3], sinks, *case.offsets(), case.causal, 0.125, case.window, case.layout == "bshd", with_residual)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,6 +174,24 @@ def test_a_dtensor_of_sinks_is_taken_and_gets_its_gradient(one_rank: None) -> No
         sinkscope.attention(q[:, :2], k, v, wrapped)
     with pytest.raises(TypeError, match="q is a DTensor; supported: plain tensors"):
         sinkscope.attention(distribute_tensor(q.detach(), mesh, [Shard(0)]), k, v, sinks)
+
+
+def test_a_shard_of_sinks_goes_with_the_heads_of_its_rank() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    case = Case()
+    q, k, v, sinks, dout, _ = case.inputs()
+    sinkscope.attention(q, k, v, sinks).backward(dout)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        shard = DTensor.from_local(sinks.detach().clone(), init_device_mesh("cpu", (2,)), [Shard(0)]).requires_grad_()
+        assert shard.shape == (2 * case.hq,)
+        sinkscope.attention(q, k, v, shard).backward(dout)
+        assert torch.equal(shard.grad.to_local(), sinks.grad)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class Layer(torch.nn.Module):

@@ -42,8 +42,17 @@ def without_sinks(module: torch.nn.Module, query: Tensor, key: Tensor, value: Te
     return (scores.softmax(-1) @ value.float()).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
+def with_the_kernel(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float,
+                    sliding_window: int | None = None, s_aux: Tensor | None = None, **_: object) -> tuple[Tensor, None]:
+    """The package's operator on rows without padding."""
+    out = sinkscope.attention(query, key, value, s_aux, sm_scale=scaling, bandwidth=sliding_window or 0)
+    return out.transpose(1, 2).contiguous(), None
+
+
 @pytest.fixture(autouse=True)
-def sinkless() -> None:
+def registered() -> None:
+    AttentionInterface.register("with_the_kernel", with_the_kernel)
+    AttentionMaskInterface.register("with_the_kernel", eager_mask)
     AttentionInterface.register("without_sinks", without_sinks)
     AttentionMaskInterface.register("without_sinks", eager_mask)
 
@@ -78,7 +87,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
-@pytest.mark.parametrize("attention", ["eager", "without_sinks"])
+@pytest.mark.parametrize("attention", ["eager", "without_sinks", "with_the_kernel"])
 @pytest.mark.parametrize("checkpointing", [None, True, False])
 def test_training_is_the_same_bit_for_bit(tmp_path: Path, attention: str, checkpointing: bool | None) -> None:
     model = gpt_oss(attention)
@@ -132,6 +141,15 @@ def test_explain_names_a_sink_that_is_left_out(tmp_path: Path) -> None:
     for answer in answers:
         assert any(mistake.startswith("sink_ignored:") for mistake in answer.mistakes), answer.mistakes
         assert answer.sinks_train is False
+
+
+def test_the_kernel_has_nothing_but_rounding(tmp_path: Path) -> None:
+    with sinkscope.capture(model := gpt_oss("with_the_kernel"), tmp_path / "captures"):
+        train(model, batch())
+    answers = judged(tmp_path / "captures", "with_the_kernel")
+    assert len(answers) == 2
+    for answer in answers:
+        assert not answer.mistakes and answer.sinks_train and answer.errors["dq"] < 0.005
 
 
 @pytest.mark.parametrize("inputs", ["plain", "padded", "left_padded"])

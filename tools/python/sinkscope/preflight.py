@@ -31,7 +31,6 @@ class Report:
     model: str
     attention: str
     has_sinks: bool
-    sinks_added: bool
     geometries: list[str] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
     costs: dict[str, list[Cost]] = field(default_factory=dict)  # by implementation, by layer of the test model
@@ -69,6 +68,7 @@ class Report:
         for judged in self.judgements:
             lines += [f"* {judged.case}: {text}" for text in judged.mistakes or judged.roundings]
             lines += [f"* {judged.case}: farthest {judged.worst}"] if judged.mistakes and judged.worst else []
+            lines += [f"* {judged.case}: to mend it, {judged.fix}"] if judged.fix else []
         lines += [f"* {name}, layer {cost.layer} of the test model: {cost.milliseconds:.2f} ms for forward and backward here, "
                   f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward" for name, costs in self.costs.items() for cost in costs]
         lines += [] if self.costs else ["* time and memory: not measured, as the implementation does not run here"]
@@ -147,7 +147,7 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     sinks = has_sinks(plain)
     if add_sinks and sinks:
         raise ValueError(f"add_sinks=True, but {config.model_type} has sinks already")
-    report = Report(str(model), attention, sinks or add_sinks, add_sinks)
+    report = Report(str(model), attention, sinks or add_sinks)
     lines = _problem_lines(config, rows, dtype, report.has_sinks)
     report.geometries = [f"{count} layers of {kind}: {line}" for (kind, count), line in zip(layer_kinds(config).items(), lines)]
     if (getattr(config, "sliding_window", None) or 0) > TESTED_WINDOW:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one file of the Python package's tests with pytest: `run.py tests/python/test_attention.py`. Exits with 77 and the
+reason where the interpreter lacks what all of the file's tests need, otherwise as pytest does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NEEDED = ("torch", "pytest", "expecttest", "hypothesis")
+ALL_SKIPPED = 77
+
+
+def missing() -> str:
+    """What of NEEDED does not import, in a sentence; empty where all does."""
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            return f"{sys.executable} cannot import {name}: {error}"
+    return ""
+
+
+class Count:
+    """How many tests ran, told by pytest."""
+
+    ran = 0
+
+    def pytest_runtest_logreport(self, report: object) -> None:
+        self.ran += report.when == "call" and not report.skipped
+
+
+def main() -> int:
+    reason = missing()
+    if reason:
+        print(f"skipped: {reason}")
+        return ALL_SKIPPED
+    import pytest
+
+    count = Count()
+    code = pytest.main(["-q", "-rs", "--show-capture=no", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[count])
+    nothing_ran = code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and count.ran == 0
+    return ALL_SKIPPED if nothing_ran else int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
