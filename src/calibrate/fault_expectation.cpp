@@ -29,8 +29,9 @@ const std::vector<CauseFamily>& cause_families() {
        "without the sink, the LSE, dv, and dq up to Delta are those of a backward that recomputes P without "
        "it"},
       {{"dlse_dropped", "delta_uncorrected"},
-       {"dlse_dropped", "delta_uncorrected"},
-       "the same dS; only dsinks differs"},
+       {"dlse_dropped", "delta_uncorrected", "sink_ignored"},
+       "the same dS, only dsinks differs; without the sink dS is 1 / (1 - p) times that, which is near 1 in "
+       "some heads"},
       {{"causal_missing", "window_symmetric", "window_ignored"},
        {"causal_missing", "window_symmetric", "window_ignored"},
        "a window of both sides that is not applied shows every key; one longer than the rows does too"},

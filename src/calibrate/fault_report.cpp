@@ -59,8 +59,9 @@ std::string problems_text(const FaultTable& table) {
       "|---|---|---|---|---|---|---|\n";
   for (const ProblemRow& row : table.problems) {
     const std::string where =
-        row.quiet ? fmt::format("one group, {:.0f} times quieter than the loudest head", row.loudness_ratio)
-                  : "all heads";
+        row.quiet
+            ? fmt::format("one group, {:.0f} times quieter than the loudest head or more", row.loudness_ratio)
+            : "all heads";
     text += fmt::format("| `{}` | {} | {} | {} | {} | {} | {} |\n", row.line, row.seeds, where,
                         row.tally.planted, row.tally.visible, row.tally.caught, row.tally.right);
   }

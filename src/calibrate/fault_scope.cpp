@@ -44,7 +44,7 @@ bool lists(const Finding& finding, const AttentionShape& s, const HeadOfTensor& 
   if (!is_of_keys(tensor)) return contains(finding.heads, head);
   if (finding.of_keys) return contains(finding.heads, head);
   return std::any_of(finding.heads.begin(), finding.heads.end(),
-                     [&](std::int64_t query_head) { return query_head / s.group() == head; });
+                     [&, head = head](std::int64_t query_head) { return query_head / s.group() == head; });
 }
 
 bool covers_what_is_visible(const PlantedScope& scope, const std::vector<Finding>& findings) {

@@ -18,6 +18,7 @@ namespace sinkscope {
 namespace {
 
 constexpr std::uint64_t kSeedStep = 1000;
+constexpr double kQuiet = 1000;  // so many times quieter than the loudest head is a quiet group at least
 
 void add(FaultTally& tally, const FaultTrial& trial) {
   if (!trial.planted) return;
@@ -88,6 +89,18 @@ double loudness_ratio(const Case& c, const Truth& truth, std::int64_t kv_head) {
   return std::sqrt(loudest / in_group);
 }
 
+// Divides dout and dlse of a group by a power of two, which changes no digit of its gradient.
+void quieten(Case& c, std::int64_t kv_head, double power_of_two) {
+  const AttentionShape& s = c.problem.shape;
+  for (Tensor* tensor : {&c.dout, &c.dlse}) {
+    if (!tensor->given()) continue;
+    const std::int64_t per_head = tensor->size() / (s.b * s.hq);
+    for (std::int64_t i = 0; i < tensor->size(); ++i) {
+      if (i / per_head % s.hq / s.group() == kv_head) tensor->set(i, tensor->at(i) / power_of_two);
+    }
+  }
+}
+
 // A problem's line, or the name of its capture, wherever that lies.
 std::string name_of_problem(const Problem& problem) {
   if (problem.capture.empty()) return to_string(problem);
@@ -131,7 +144,8 @@ class TableRun {
     for (const CaseTrials& of : cases_) {
       ProblemRow& row = table_.problems[of.row];
       table_.has_eager = table_.has_eager && of.has_eager;
-      if (row.quiet) row.loudness_ratio = of.loudness_ratio;
+      if (row.quiet && (row.loudness_ratio == 0 || of.loudness_ratio < row.loudness_ratio))
+        row.loudness_ratio = of.loudness_ratio;
       for (std::size_t i = 0; i < of.trials.size(); ++i)
         note(of.trials[i], i, name_of_problem(of.problem), row);
     }
@@ -155,8 +169,14 @@ class TableRun {
     std::optional<std::int64_t> kv_head;
     const bool quiet = table_.problems[of.row].quiet;
     if (quiet) kv_head = quietest_group(c);
-    const FaultCase fault_case = prepare_fault_case(std::move(c), kv_head, threads);
-    if (quiet) of.loudness_ratio = loudness_ratio(fault_case.c, fault_case.truth, *kv_head);
+    FaultCase fault_case = prepare_fault_case(std::move(c), kv_head, threads);
+    if (quiet) {
+      const double ratio = loudness_ratio(fault_case.c, fault_case.truth, *kv_head);
+      const double factor = std::exp2(std::max(0.0, std::ceil(std::log2(kQuiet / ratio))));
+      of.loudness_ratio = ratio * factor;
+      quieten(fault_case.c, *kv_head, factor);
+      if (factor > 1) fault_case = prepare_fault_case(std::move(fault_case.c), kv_head, threads);
+    }
     of.has_eager = fault_case.eager.out.given();
     of.trials.resize(faults_.size() + 1);
     parallel_for(std::ssize(of.trials), threads, [&](std::int64_t i) {

@@ -45,9 +45,10 @@ inline constexpr std::string_view kHealthyRow = "none (healthy)";
 struct ProblemRow {
   std::string line;  // with the first seed
   int seeds = 0;
-  bool quiet = false;         // planted in the quietest group alone
-  double loudness_ratio = 0;  // there: norm of dq, the loudest head over the loudest of the group
-  FaultTally tally;           // over all faults
+  bool quiet = false;  // planted in the quietest group alone
+  double loudness_ratio =
+      0;  // there: norm of dq, the loudest head over the loudest of the group; the least of all seeds
+  FaultTally tally;  // over all faults
 };
 
 struct FaultTable {
@@ -67,7 +68,9 @@ struct FaultTable {
 inline constexpr double kLeastExplained = 0.95;
 
 // Plants every fault in sink_kernel in every problem, in all heads; where the problem has fill=loud in the group with
-// the quietest gradient alone. Seed k of a problem is its own plus 1000 k; a capture has one. Throws InputError for an unknown fault and for inputs that nothing can be judged by, and what a case or a healthy path throws.
+// the quietest gradient alone, at least 1000 times quieter than that of the loudest head. Seed k of a problem is its own
+// plus 1000 k; a capture has one. Throws InputError for an unknown fault and for inputs that nothing can be judged by, and
+// what a case or a healthy path throws.
 FaultTable run_fault_table(const Gate& gate, const FaultTableOptions& options, const Progress& progress = {});
 
 std::string to_markdown(const FaultTable& table, const Gate& gate, const std::string& command);

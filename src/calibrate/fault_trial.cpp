@@ -45,6 +45,7 @@ bool names(const Finding& finding, const std::string& cause) {
 
 std::string summary_of(const std::vector<Finding>& findings) {
   std::vector<std::string> parts;
+  parts.reserve(findings.size());
   for (const Finding& f : findings) {
     parts.push_back(f.cause == kNoCause ? f.cause
                                         : fmt::format("{} in {} ({:.0f} %, z_rms {:.2g})", f.cause,

@@ -47,6 +47,13 @@ RowRule rescaled(const RowState& row) {
   return rule;
 }
 
+// The same by a backward of the keys alone, which is given dO (1 - p).
+RowRule rescaled_dout(const RowState& row) {
+  RowRule rule = rescaled(row);
+  rule.rounds_dout = true;
+  return rule;
+}
+
 RowRule without_dlse(const RowState& row) {
   RowRule rule = right(row);
   rule.constant = -row.delta;
@@ -118,7 +125,10 @@ std::vector<Hypothesis> dlse_dropped(const Cause& cause, const Probe& probe) {
     }));
     all.push_back(with_rule(cause, without_dlse, "(dS)"));
   }
-  if (probe.c.sinks.given()) all.push_back(with_rule(cause, rescaled, "(rescaled)"));
+  if (probe.c.sinks.given()) {
+    all.push_back(with_rule(cause, rescaled, "(rescaled)"));
+    all.push_back(with_rule(cause, rescaled_dout, "(rescaled dO)"));
+  }
   return all;
 }
 

@@ -108,7 +108,9 @@ std::optional<Explained> Candidate::explain_rows(State& state, std::size_t cell)
   const std::set<Place> only = {place};
   const Prediction whole = state.predicted(cs, at_places(state, cs.cell.tensor, only));
   const Range rows = hull_of_false(row_fits(cs.cell, state.predicted_base(cs), cs.limits));
-  if (rows.size() <= 0 || rows.size() >= cs.cell.rows.size()) return std::nullopt;
+  constexpr std::int64_t kFewest =
+      4;  // the first rows see so few keys that many a mistake makes the same of them
+  if (rows.size() < kFewest || rows.size() >= cs.cell.rows.size()) return std::nullopt;
   const Fit within = fit(cs.cell, whole, cs.limits, rows);
   if (!within.fits) return std::nullopt;
   const Range of_head = {cs.cell.rows.first + rows.first, cs.cell.rows.first + rows.end};

@@ -46,6 +46,7 @@ struct RowState {
 struct RowRule {
   double weight, constant, sink_p, sink_constant;
   double delta_gain = 1, sink_delta_gain = 1;
+  bool rounds_dout = false;  // dO times the row's 1 - p was rounded to its format first
 };
 using BackwardRule = RowRule (*)(const RowState&);
 

@@ -193,6 +193,7 @@ bool Engine::accept_rounded(std::size_t cell) {
   std::erase_if(found, [&](const Rounded& one) { return one.left > kAlike * least; });
 
   std::vector<std::vector<Explained>> explained;
+  explained.reserve(found.size());
   for (const Rounded& one : found) explained.push_back(explained_by(state_, one, options_.threads));
   std::size_t best = 0;
   for (std::size_t i = 1; i < found.size(); ++i) {

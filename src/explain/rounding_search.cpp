@@ -103,7 +103,7 @@ std::optional<OutRows> sample_out(State& state, const RoundingModel& model, cons
                                   return cs.cell.tensor == TensorName::kOut && cs.cell.batch == batch &&
                                          cs.cell.head == head && cs.cell.document == document;
                                 });
-  const FunctionPtr known = state.base(TensorName::kOut, batch, head, document);
+  FunctionPtr known = state.base(TensorName::kOut, batch, head, document);
   if (out == state.cells().end() || !out->concerned || out->fact || !can_emulate(*known)) return {};
   const std::int64_t first = std::max<std::int64_t>(0, out->cell.rows.size() - kRows) / 2;
   const Range rows{first, std::min(first + kRows, out->cell.rows.size())};
@@ -114,7 +114,7 @@ std::optional<OutRows> sample_out(State& state, const RoundingModel& model, cons
   const HeadResult some = emulate(state.problem(), batch, head, *known, model, of_head, false);
   prediction.value =
       predict(
-          state.problem(), out->cell, [&](std::int64_t, std::int64_t, std::int64_t) { return known; },
+          state.problem(), out->cell, [known](std::int64_t, std::int64_t, std::int64_t) { return known; },
           [&](std::int64_t, std::int64_t, std::int64_t) -> const HeadResult& { return some; })
           .value;
   sample.rounded = fit(out->cell, prediction, out->limits, rows).z2;

@@ -76,7 +76,7 @@ Path plant_in_group(const Fault& fault, const Path& healthy, std::int64_t kv_hea
   path.prepare = nullptr;
   path.unsupported = [planted, healthy, kv_head, across = fault.across_groups,
                       name = fault.name](const Case& c) -> std::optional<std::string> {
-    if (const std::optional<std::string> reason = healthy.unsupported(c)) return reason;
+    if (std::optional<std::string> reason = healthy.unsupported(c)) return reason;
     if (kv_head >= c.problem.shape.hkv)
       return fmt::format("the mistake is wanted in key/value head {}, the case has {}", kv_head,
                          c.problem.shape.hkv);
