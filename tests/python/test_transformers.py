@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attention_sink in transformers: the real GPT-OSS model, tiny and random, in fp32 against eager; packing against documents alone."""
+"""attention_sink in transformers: the real GPT-OSS model, tiny and random, in fp32 against eager; packed documents alone."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Documents packed into one row: offsets int32 [documents + 1], and where their tokens lie in [B * S], None: all of them."""
+    """Documents packed into one row: offsets int32 [documents + 1], and which tokens of [B * S] they are (None: all)."""
 
     cu_q: Tensor
     cu_k: Tensor

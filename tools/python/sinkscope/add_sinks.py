@@ -24,12 +24,12 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def add_sinks(model: nn.Module, *, init: float) -> nn.Module:
     """Gives every attention of `model` a parameter `sinks` [Hq], and the model attention_sink, which reads it.
 
-    init: the logit, natural log, that all sinks start with. -inf leaves the model as it is, bit for bit, and leaves it so: a sink
-    without a share gets no gradient. -10 is all but unchanged and trains; 0 is the off-by-one softmax.
+    init: the logit, natural log, that all sinks start with. -inf leaves the model as it is, bit for bit, and leaves it so: a
+    sink without a share gets no gradient. -10 is all but unchanged and trains; 0 is the off-by-one softmax.
 
-    The parameters have the dtype and device of the queries' projection, and are in state_dict(), so that save_pretrained() stores
-    them; load_sinks() reads them back. Returns the model. Raises ValueError where it has no attention that can take them, or has
-    sinks already.
+    The parameters have the dtype and device of the queries' projection, and are in state_dict(), so that save_pretrained()
+    stores them; load_sinks() reads them back. Returns the model. Raises ValueError where it has no attention that can take
+    them, or has sinks already.
     """
     if math.isnan(init) or init == math.inf:
         raise ValueError(f"add_sinks: init is {init}; supported are finite numbers and -inf")
@@ -59,7 +59,8 @@ def load_sinks(model: nn.Module, folder: str | Path) -> nn.Module:
     wanted = [f"{name}.sinks" for name, _ in attention_modules(model)]
     missing = [name for name in wanted if name not in stored]
     if missing or not wanted:
-        raise ValueError(f"load_sinks: {folder} has sinks for {sorted(stored) or 'nothing'}; wanted {missing or 'a model with attention'}")
+        raise ValueError(f"load_sinks: {folder} has sinks for {sorted(stored) or 'nothing'}; "
+                         f"wanted {missing or 'a model with attention'}")
     add_sinks(model, init=0.0)
     with torch.no_grad():
         for name, module in attention_modules(model):

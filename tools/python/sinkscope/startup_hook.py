@@ -2,7 +2,7 @@
 """For launchers that import a module before training: registers attention_sink with transformers where the environment has
 USE_ATTENTION_SINK=1, and does nothing otherwise. What is wrong is raised, not logged.
 
-    USE_ATTENTION_SINK=1 python -c "import sinkscope.startup_hook; import runpy; runpy.run_path('train.py', run_name='__main__')"
+    USE_ATTENTION_SINK=1 python -c "import runpy, sinkscope.startup_hook; runpy.run_path('train.py', run_name='__main__')"
 """
 
 from __future__ import annotations

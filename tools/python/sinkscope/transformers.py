@@ -36,14 +36,14 @@ def _refuse_sequence_parallel() -> None:
     ulysses = sys.modules.get("verl.utils.ulysses")
     size = ulysses.get_ulysses_sequence_parallel_world_size() if ulysses is not None else 1
     if size > 1:
-        raise ValueError(f"attention_sink: ulysses_sequence_parallel_size is {size}; each rank would attend to its own slice of the "
-                         "sequence alone. Supported is 1")
+        raise ValueError(f"attention_sink: ulysses_sequence_parallel_size is {size}; each rank would attend to its own slice "
+                         "of the sequence alone. Supported is 1")
 
 
 def _check(attention_mask: Tensor | None, dropout: float, rest: dict[str, Any]) -> None:
     if attention_mask is not None and attention_mask.dim() != 2:
-        raise ValueError(f"attention_sink: attention_mask has shape {tuple(attention_mask.shape)}; supported are None and a padding "
-                         "mask [batch, keys]. Packed documents are told by position_ids or cu_seq_lens")
+        raise ValueError(f"attention_sink: attention_mask has shape {tuple(attention_mask.shape)}; supported are None and a "
+                         "padding mask [batch, keys]. Packed documents are told by position_ids or cu_seq_lens")
     if dropout > 0:
         raise ValueError(f"attention_sink: dropout is {dropout}; supported is 0 (config.attention_dropout)")
     if rest.get("softcap") is not None:
@@ -73,8 +73,8 @@ def _found(attention_mask: Tensor | None, position_ids: Tensor | None, batch: in
     elif position_ids is not None and position_ids.dim() == 2 and rows > 1:
         packing = from_positions(position_ids.expand(batch, -1))
         if packing is not None and rows != keys:
-            raise ValueError(f"attention_sink: position_ids start again in {rows} rows beside {keys} keys; packed documents are "
-                             "supported without a cache of earlier keys")
+            raise ValueError(f"attention_sink: position_ids start again in {rows} rows beside {keys} keys; packed documents "
+                             "are supported without a cache of earlier keys")
     else:
         packing = None
     _last.set((attention_mask, position_ids), (batch, rows, keys), packing)
