@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 
-USAGE = "usage: python -m sinkscope preflight --model DIR_OR_CONFIG_JSON [--attn NAME] ...   (--help for all options)"
+USAGE = """usage: python -m sinkscope preflight --model DIR_OR_CONFIG_JSON [--attn NAME] ...   is it right for a model?
+       python -m sinkscope doctor                                             what is registered here, and do sinks learn?
+Each has --help."""
 
 
 def main(arguments: list[str]) -> int:
@@ -14,6 +16,10 @@ def main(arguments: list[str]) -> int:
         from sinkscope import preflight
 
         return preflight.main(arguments[1:])
+    if arguments[:1] == ["doctor"]:
+        from sinkscope import doctor
+
+        return doctor.main(arguments[1:])
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
