@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,6 +275,15 @@ def test_the_second_derivative_is_refused() -> None:
     (dq,) = torch.autograd.grad(sinkscope.attention(q, k, v, sinks).sum(), q, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         dq.sum().backward()
+
+
+def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "tools/python/README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert all(names[name].grad is not None for name in ("q", "k", "v", "sinks"))
+    assert capsys.readouterr().out == sinkscope.backends() + "\n"
 
 
 def tensors(**changes: object) -> dict[str, object]:
