@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from test_attention import Case, relative, results_of
+from attention_cases import Case, relative, results_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
