@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NEEDED = ("torch", "pytest", "expecttest", "hypothesis")
+NEEDED = ("torch", "pytest", "expecttest")
 ALL_SKIPPED = 77
 
 

@@ -155,9 +155,9 @@ ForwardOutputs kernel_forward(const Attention& a, bool with_residual) {
   const Sizes n = checked_sizes(a);
   const Call call(a, n);
   const bool has_residual = with_residual && call.problem.dtype != sa::DType::kFp32;
-  const ForwardOutputs outputs{new_like(a.q, true), new_tensor(a.q, {n.b, n.hq, n.sq}, ScalarType::Float),
-                               has_residual ? new_tensor(a.q, {n.b, n.hq, n.sq, n.d}, ScalarType::Char)
-                                            : new_tensor(a.q, {0}, ScalarType::Char)};
+  ForwardOutputs outputs{new_like(a.q, true), new_tensor(a.q, {n.b, n.hq, n.sq}, ScalarType::Float),
+                         has_residual ? new_tensor(a.q, {n.b, n.hq, n.sq, n.d}, ScalarType::Char)
+                                      : new_tensor(a.q, {0}, ScalarType::Char)};
   sa::ForwardParams params{.problem = call.problem,
                            .q = view(call.q, a.bshd),
                            .k = view(call.k, a.bshd),
@@ -178,8 +178,8 @@ Gradients kernel_backward(const Attention& a, const BackwardInputs& in) {
   std::optional<Tensor> dlse, residual;
   if (in.dlse) dlse = torch::stable::contiguous(*in.dlse);
   if (in.residual && in.residual->numel() > 0) residual = torch::stable::contiguous(*in.residual);
-  const Gradients gradients{new_like(a.q, in.need_dq), new_like(a.k, in.need_dk), new_like(a.v, in.need_dv),
-                            new_tensor(a.q, {in.need_dsinks ? n.hq : 0}, ScalarType::Float)};
+  Gradients gradients{new_like(a.q, in.need_dq), new_like(a.k, in.need_dk), new_like(a.v, in.need_dv),
+                      new_tensor(a.q, {in.need_dsinks ? n.hq : 0}, ScalarType::Float)};
   sa::BackwardParams params{.problem = call.problem,
                             .q = view(call.q, a.bshd),
                             .k = view(call.k, a.bshd),

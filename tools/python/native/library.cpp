@@ -11,25 +11,29 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor> attention_forward(Tensor q, Tensor k, Tensor v, Optional sinks,
-                                                     Optional cu_seqlens_q, Optional cu_seqlens_k,
-                                                     bool causal, double sm_scale, std::int64_t bandwidth,
-                                                     bool bshd, bool with_residual) {
+bool is_for_truth(const Tensor& q) {
+  return q.is_cpu() && q.scalar_type() == ScalarType::Double;
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                     const Optional& sinks, const Optional& cu_seqlens_q,
+                                                     const Optional& cu_seqlens_k, bool causal,
+                                                     double sm_scale, std::int64_t bandwidth, bool bshd,
+                                                     bool with_residual) {
   const Attention a{q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, causal, sm_scale, bandwidth, bshd};
-  const bool exact = q.is_cpu() && q.scalar_type() == ScalarType::Double;
-  const ForwardOutputs f = exact ? truth_forward(a) : kernel_forward(a, with_residual);
+  const ForwardOutputs f = is_for_truth(q) ? truth_forward(a) : kernel_forward(a, with_residual);
   return {f.out, f.lse, f.residual};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    Tensor dout, Optional dlse, Tensor q, Tensor k, Tensor v, Optional sinks, Tensor out, Tensor lse,
-    Optional residual, Optional cu_seqlens_q, Optional cu_seqlens_k, bool causal, double sm_scale,
+    const Tensor& dout, const Optional& dlse, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Optional& sinks, const Tensor& out, const Tensor& lse, const Optional& residual,
+    const Optional& cu_seqlens_q, const Optional& cu_seqlens_k, bool causal, double sm_scale,
     std::int64_t bandwidth, bool bshd, bool need_dq, bool need_dk, bool need_dv, bool need_dsinks) {
   const Attention a{q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, causal, sm_scale, bandwidth, bshd};
   const BackwardInputs in{dout, dlse, out, lse, residual, need_dq, need_dk, need_dv, need_dsinks};
   require(!need_dsinks || sinks.has_value(), "dsinks are wanted of attention without sinks");
-  const bool exact = q.is_cpu() && q.scalar_type() == ScalarType::Double;
-  const Gradients g = exact ? truth_backward(a, in) : kernel_backward(a, in);
+  const Gradients g = is_for_truth(q) ? truth_backward(a, in) : kernel_backward(a, in);
   return {g.dq, g.dk, g.dv, g.dsinks};
 }
 

@@ -64,7 +64,7 @@ void fill(const Tensor& tensor, const std::vector<double>& values) {
 Tensor from_truth(const Tensor& like, const std::vector<double>& values, bool bshd, bool wanted) {
   if (!wanted) return new_like(like, false);
   if (!bshd) {
-    const Tensor tensor = new_like(like, true);
+    Tensor tensor = new_like(like, true);
     fill(tensor, values);
     return tensor;
   }

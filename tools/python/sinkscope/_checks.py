@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 LAYOUTS = ("bhsd", "bshd")
 _CPU_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -14,11 +18,11 @@ _CUDA_DTYPES = (torch.bfloat16, torch.float16)
 _SINK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _names(values: tuple) -> str:
+def _names(values: tuple[Any, ...]) -> str:
     return ", ".join(str(v).removeprefix("torch.") for v in values)
 
 
-def _is_dtensor(t: object) -> bool:
+def _is_dtensor(t: object) -> TypeGuard[DTensor]:
     if type(t) in (Tensor, torch.nn.Parameter) or not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -49,8 +53,9 @@ def local_sinks(sinks: Tensor | None, q: Tensor, layout: str) -> Tensor | None:
         return sinks
     heads = _heads(q, layout)
     if sinks.shape == (heads,):
-        return sinks.full_tensor()
-    local = sinks.to_local()
+        whole: Tensor = sinks.full_tensor()
+        return whole
+    local: Tensor = sinks.to_local()
     if local.shape == (heads,):
         return local
     raise ValueError(f"sinks is a DTensor of shape {list(sinks.shape)}, {list(local.shape)} on this rank, beside {heads} "

@@ -51,4 +51,4 @@ PATH = load()
 
 def backends() -> str:
     """What the kernel runs on, e.g. 'cpu bf16 amx, fp16 avx512, fp32 avx512; cuda 13.0' ('cuda none': not built)."""
-    return torch.ops.sinkscope.backends()
+    return str(torch.ops.sinkscope.backends())

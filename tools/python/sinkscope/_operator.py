@@ -47,7 +47,7 @@ def _backward_fake(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: T
     return like(q, need_dq), like(k, need_dk), like(v, need_dv), q.new_empty((heads,), dtype=_wide(q))
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, causal, sm_scale, bandwidth, bshd, _ = inputs
     out, lse, residual = output
     ctx.set_materialize_grads(False)
@@ -70,7 +70,7 @@ def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | N
     return tuple(g if wanted else None for g, wanted in zip(gradients, needed)) + (None,) * 7
 
 
-def _save_nothing(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     pass
 
 
