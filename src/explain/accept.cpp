@@ -21,6 +21,15 @@ bool is_better(const Candidate& a, const Candidate& b) {
   return a.residual * kAlikeResidual < b.residual;
 }
 
+// Together, since candidates may share a forward.
+void prepare_all(State& state, const std::vector<Candidate>& candidates) {
+  std::vector<HeadTask> tasks;
+  for (const Candidate& candidate : candidates) {
+    for (HeadTask& task : candidate.tasks(state)) tasks.push_back(std::move(task));
+  }
+  state.results().prepare(tasks, state.backward());
+}
+
 }  // namespace
 
 Accepted& Engine::record(const Cause& cause, const std::string& note,
@@ -137,6 +146,7 @@ bool Engine::is_plausible(const Candidate& candidate) {
 
 bool Engine::accept_best(std::size_t cell, std::vector<Candidate> candidates) {
   if (candidates.empty()) return false;
+  prepare_all(state_, candidates);
   for (Candidate& candidate : candidates) candidate.score(state_);
   std::erase_if(candidates, [&](const Candidate& candidate) { return !is_plausible(candidate); });
   if (candidates.empty()) return false;

@@ -31,6 +31,16 @@ bool is_enough(const Fit& base, const Fit& fit, bool nearly) {
   return fit.fits || ((nearly || fit.nearly) && is_next_to_nothing(fit, base));
 }
 
+// What a mistake is looked for in.
+std::vector<std::size_t> wrong_cells(const State& state) {
+  std::vector<std::size_t> wrong;
+  for (std::size_t i = 0; i < state.cells().size(); ++i) {
+    const CellState& cell = state.cells()[i];
+    if (cell.concerned && cell.fails && !cell.given_up) wrong.push_back(i);
+  }
+  return wrong;
+}
+
 }  // namespace
 
 Candidate::Candidate(std::vector<Hypothesis> hypotheses, std::vector<std::string> suffixes, bool on_forward)
@@ -159,26 +169,22 @@ std::optional<Explained> Candidate::nearly_explain(State& state, std::size_t cel
   return try_places(state, cell, places, true);
 }
 
-void Candidate::prepare(State& state, const std::vector<std::size_t>& cells) const {
+std::vector<HeadTask> Candidate::tasks(const State& state) const {
   std::vector<HeadTask> tasks;
-  for (const std::size_t i : cells) {
+  for (const std::size_t i : wrong_cells(state)) {
     const Cell& c = state.cells()[i].cell;
     for (const auto& [batch, head] : state.heads_of(c)) {
       const FunctionPtr f = function(state, c.tensor, {batch, head, c.document});
       if (f) tasks.push_back({batch, head, f});
     }
   }
-  state.results().prepare(tasks, state.backward());
+  return tasks;
 }
 
 void Candidate::score(State& state) {
   explained.clear();
-  std::vector<std::size_t> wrong;
-  for (std::size_t i = 0; i < state.cells().size(); ++i) {
-    const CellState& cell = state.cells()[i];
-    if (cell.concerned && cell.fails && !cell.given_up) wrong.push_back(i);
-  }
-  prepare(state, wrong);
+  const std::vector<std::size_t> wrong = wrong_cells(state);
+  state.results().prepare(tasks(state), state.backward());
   // What belongs to one head first: it tells which heads have the mistake.
   std::set<Place> places;
   for (const std::size_t i : wrong) {

@@ -48,6 +48,8 @@ class Candidate {
   std::optional<Explained> nearly_explain(State& state, std::size_t cell,
                                           const std::set<Place>& places) const;
 
+  // What score() needs of all heads that are wrong.
+  std::vector<HeadTask> tasks(const State& state) const;
   // Fills `explained` and `contradictions`. What is nearly explained counts where the same head has something else that
   // is explained.
   void score(State& state);
@@ -61,7 +63,6 @@ class Candidate {
   std::optional<Explained> try_places(State& state, std::size_t cell, const std::set<Place>& places,
                                       bool nearly = false) const;
   FunctionOf at_places(const State& state, TensorName tensor, const std::set<Place>& places) const;
-  void prepare(State& state, const std::vector<std::size_t>& cells) const;
   void count_contradictions(State& state, const std::set<Place>& places);
 
   std::vector<Hypothesis> hypotheses_;

@@ -104,6 +104,13 @@ HeadFunction only_rows(HeadFunction function, Range rows);
 HeadResult evaluate(const Case& c, std::int64_t batch, std::int64_t head, const HeadFunction& function,
                     bool backward);
 
+// Do they differ in what follows the forward alone, so that evaluate_alike() may have both?
+bool have_same_forward(const HeadFunction& a, const HeadFunction& b);
+
+// evaluate() of each of some functions that have the same forward, which is computed once.
+std::vector<HeadResult> evaluate_alike(const Case& c, std::int64_t batch, std::int64_t head,
+                                       const std::vector<FunctionPtr>& functions, bool backward);
+
 // Every head [b * hq] in a swapped layout.
 std::vector<HeadResult> evaluate_swapped(const Case& c, HeadLayout layout, bool backward, int threads);
 

@@ -19,16 +19,35 @@ void Results::prepare(const std::vector<HeadTask>& tasks, bool backward) {
     }
     missing.emplace(std::move(key), &task);
   }
-  std::vector<std::pair<const Key*, const HeadTask*>> list;
-  list.reserve(missing.size());
-  for (const auto& [key, task] : missing) list.emplace_back(&key, task);
-  std::vector<HeadResult> computed(list.size());
-  parallel_for(static_cast<std::int64_t>(list.size()), threads_, [&](std::int64_t i) {
-    const HeadTask& task = *list[static_cast<std::size_t>(i)].second;
-    computed[static_cast<std::size_t>(i)] = evaluate(case_, task.batch, task.head, *task.function, backward);
+  const std::vector<Alike> groups = alike(missing);
+  std::vector<std::vector<HeadResult>> computed(groups.size());
+  parallel_for(static_cast<std::int64_t>(groups.size()), threads_, [&](std::int64_t i) {
+    const Alike& group = groups[static_cast<std::size_t>(i)];
+    computed[static_cast<std::size_t>(i)] =
+        evaluate_alike(case_, group.batch, group.head, group.functions, backward);
   });
-  for (std::size_t i = 0; i < list.size(); ++i)
-    entries_[*list[i].first] = {backward, std::move(computed[i]), false};
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    for (std::size_t f = 0; f < groups[i].functions.size(); ++f) {
+      const Key key{groups[i].batch, groups[i].head, groups[i].functions[f]->key};
+      entries_[key] = {backward, std::move(computed[i][f]), false};
+    }
+  }
+}
+
+// Functions of a head that share a forward, together.
+std::vector<Results::Alike> Results::alike(const std::map<Key, const HeadTask*>& tasks) {
+  std::vector<Alike> groups;
+  for (const auto& [key, task] : tasks) {
+    const auto same = std::find_if(groups.begin(), groups.end(), [task = task](const Alike& group) {
+      return group.batch == task->batch && group.head == task->head &&
+             have_same_forward(*group.functions.front(), *task->function);
+    });
+    if (same != groups.end())
+      same->functions.push_back(task->function);
+    else
+      groups.push_back({task->batch, task->head, {task->function}});
+  }
+  return groups;
 }
 
 const HeadResult& Results::at(std::int64_t batch, std::int64_t head, const HeadFunction& function,

@@ -36,6 +36,12 @@ class Results {
   };
   using Key = std::tuple<std::int64_t, std::int64_t, std::string>;
 
+  struct Alike {
+    std::int64_t batch, head;
+    std::vector<FunctionPtr> functions;
+  };
+
+  static std::vector<Alike> alike(const std::map<Key, const HeadTask*>& tasks);
   void compute_swapped(const HeadFunction& function);
 
   const Case& case_;

@@ -168,6 +168,33 @@ TEST(HeadFunction, BackwardRulesAreWhatTheySay) {
   }
 }
 
+// Functions that share a forward, evaluated together, are what each is alone: rows of one part and of several.
+TEST(HeadFunction, TogetherIsAsAlone) {
+  for (const char* line : {"b1 hq2 hkv1 sq20 sk20 d16 bf16 causal sink=1 seed=4",
+                           "b1 hq2 hkv1 sq20 sk20 d16 bf16 causal docs=8,12 sink=1 seed=4"}) {
+    const Case c = generated(line);
+    std::vector<FunctionPtr> functions = {std::make_shared<HeadFunction>(right_function(c, 1))};
+    for (const auto& [id, variant] :
+         {std::pair("dlse_dropped", 0), std::pair("dlse_dropped", 1), std::pair("delta_uncorrected", 0),
+          std::pair("lse_without_sink", 0), std::pair("lse_log2", 4), std::pair("dsink_from_ds", 0)}) {
+      functions.push_back(std::make_shared<HeadFunction>(with(c, 1, id, static_cast<std::size_t>(variant))));
+      ASSERT_TRUE(have_same_forward(*functions.front(), *functions.back())) << id;
+    }
+    EXPECT_FALSE(have_same_forward(*functions.front(), with(c, 1, "sink_twice")));
+    EXPECT_FALSE(have_same_forward(*functions.front(), with(c, 1, "causal_missing")));
+    EXPECT_FALSE(have_same_forward(*functions.front(), with(c, 1, "scale_missing")));
+    const std::vector<HeadResult> together = evaluate_alike(c, 0, 1, functions, true);
+    for (std::size_t i = 0; i < functions.size(); ++i) {
+      const HeadResult alone = evaluate(c, 0, 1, *functions[i], true);
+      for (const auto member : {&HeadResult::out, &HeadResult::lse, &HeadResult::dq, &HeadResult::dk,
+                                &HeadResult::dv, &HeadResult::dsink, &HeadResult::sigma_out,
+                                &HeadResult::sigma_dq, &HeadResult::sigma2_dk, &HeadResult::sigma2_dsink}) {
+        expect_near(together[i].*member, alone.*member, functions[i]->key + " " + line);
+      }
+    }
+  }
+}
+
 TEST(HeadFunction, SinksScalesAndHeadsAreWhatTheySay) {
   const Case c = generated("b1 hq4 hkv2 sq20 sk20 d16 fp32 causal seed=5");
   const double scale = static_cast<float>(c.problem.shape.scale), sink = c.sinks.at(1);
