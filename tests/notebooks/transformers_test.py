@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs reports/notebooks/gpt_oss_in_transformers.ipynb, and checks what its cells found, printed and drew.
+
+    python transformers_test.py SINKSCOPE
+
+Exits with 77 and the reason where the interpreter lacks what the notebook needs.
+"""
+import importlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "reports/notebooks/gpt_oss_in_transformers.ipynb"
+NEEDED = ("torch", "transformers", "safetensors", "h5py", "matplotlib", "ipykernel", "nbclient", "nbformat")
+SKIPPED = 77
+
+
+def missing() -> str:
+    """What of NEEDED does not import, in a sentence; empty where all does."""
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            return f"{sys.executable} cannot import {name}: {error}"
+    return ""
+
+
+def run(sinkscope: str) -> "nbformat.NotebookNode":
+    """The executed notebook; an exception in a cell is an exception here."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    os.environ["SINKSCOPE_EXECUTABLE"] = sinkscope
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "the notebook is stored without outputs"
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
+    return notebook
+
+
+def causes(text: str, name: str) -> dict[str, set[str]]:
+    """The causes that the notebook printed for an implementation, by layer; roundings left out."""
+    found: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words[1:2] == [f"recorded.{name}"] and not words[2].startswith("rounding:"):
+            found.setdefault(words[0], set()).add(words[2])
+    return found
+
+
+def main() -> int:
+    reason = missing()
+    if reason:
+        print(f"skipped: {reason}")
+        return SKIPPED
+    notebook = run(sys.argv[1])
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+
+    layers = ("step0_layer0", "step0_layer1")
+    assert causes(text, "sinkless") == dict.fromkeys(layers, {"sink_ignored"}), text
+    assert causes(text, "attention_sink") == dict.fromkeys(layers, {"none"}), text
+    training = [line for line in text.splitlines() if line.startswith("* ")]
+    assert len(training) == 4, training
+    for line in training:
+        silent = "the sinks do not train" in line
+        assert silent == line.startswith("* sinkless, "), line
+    assert "sinkless: set attn_implementation=attention_sink" in text, text
+    assert "attention_sink: keep attention_sink" in text, text
+
+    first = {words[0]: float(words[2]) for words in map(str.split, text.splitlines()) if words[1:2] == ["loss"]}
+    assert first["sinkless"] > first["attention_sink"], first
+    still = {words[0]: float(words[-1]) for words in map(str.split, text.splitlines()) if words[1:2] == ["loss"]}
+    assert still["sinkless"] == 0 < still["attention_sink"], still
+
+    pages = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
+    assert len(pages) == 1 and pages[0].startswith("# flash_attention_2 for ") and "sink_ignored" in pages[0], pages
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures == 2, f"{pictures} pictures, wanted 2"
+    print("notebook: every cell ran")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
