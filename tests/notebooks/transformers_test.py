@@ -5,10 +5,16 @@
 
 Exits with 77 and the reason where the interpreter lacks what the notebook needs.
 """
+from __future__ import annotations
+
 import importlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "reports/notebooks/gpt_oss_in_transformers.ipynb"
@@ -26,7 +32,7 @@ def missing() -> str:
     return ""
 
 
-def run(sinkscope: str) -> "nbformat.NotebookNode":
+def run(sinkscope: str) -> nbformat.NotebookNode:
     """The executed notebook; an exception in a cell is an exception here."""
     import nbformat
     from nbclient import NotebookClient
@@ -58,8 +64,8 @@ def main() -> int:
     text = "".join(output.get("text", "") for output in outputs)
 
     layers = ("step0_layer0", "step0_layer1")
-    assert causes(text, "sinkless") == dict.fromkeys(layers, {"sink_ignored"}), text
-    assert causes(text, "attention_sink") == dict.fromkeys(layers, {"none"}), text
+    assert causes(text, "sinkless") == {layer: {"sink_ignored"} for layer in layers}, text
+    assert causes(text, "attention_sink") == {layer: {"none"} for layer in layers}, text
     training = [line for line in text.splitlines() if line.startswith("* ")]
     assert len(training) == 4, training
     for line in training:
