@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the READMEs tell a user of Python to type works as typed: their blocks of Python and the commands between them."""
+"""What the READMEs tell a user of Python to type works as typed: their blocks of Python and the commands between."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_gpt_oss(folder: Path) -> Path:
     """A checkpoint to stand for openai/gpt-oss-20b."""
     config = transformers.GptOssConfig(
-        num_hidden_layers=2, hidden_size=64, intermediate_size=64, num_local_experts=2, num_experts_per_tok=1, vocab_size=256,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=64, sliding_window=32, pad_token_id=None, use_cache=False)
+        num_hidden_layers=2, hidden_size=64, intermediate_size=64, num_local_experts=2, num_experts_per_tok=1,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=64, sliding_window=32, vocab_size=256, pad_token_id=None)
     torch.manual_seed(0)
     transformers.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
@@ -91,13 +91,14 @@ def test_the_first_step_works_as_typed_and_prints_what_the_readme_shows(checkout
     assert shown.splitlines()[-1] == printed.splitlines()[-1]
     assert findings(shown)["recorded.attention_sink"][0] == "none: nothing fails"
     assert findings(shown)["flash_attention_2"] == ["sink_ignored: the sink is left out of the softmax"]
-    assert [line for line in findings(printed)["recorded.attention_sink"] if line.startswith("none: ")] == ["none: nothing fails"] * 2
+    right = [line for line in findings(printed)["recorded.attention_sink"] if line.startswith("none: ")]
+    assert right == ["none: nothing fails"] * 2
     mistakes = [line for line in findings(printed)["flash_attention_2"] if line.startswith("sink_ignored: ")]
     assert mistakes == findings(shown)["flash_attention_2"] * 2
 
 
 def test_the_long_form_works_as_typed(checkout: Path) -> None:
-    """Its Python one block after the other, with a tiny checkpoint for the one that would be downloaded; then its commands."""
+    """Its Python, one block after the other, with a tiny checkpoint in place of a download; then its commands."""
     folder = tiny_gpt_oss(checkout / "tiny")
     script = "\n".join(blocks(LONG_FORM, "python"))
     assert script.count("openai/gpt-oss-20b") == 1
@@ -107,7 +108,8 @@ def test_the_long_form_works_as_typed(checkout: Path) -> None:
 
     commands = COMMAND.findall(LONG_FORM)
     answers = {line: typed(line.replace("DIR_OR_CONFIG_JSON", str(folder)), checkout) for line in commands}
-    words = {"doctor": "attention_sink gives attention_sink: sinks learn", "preflight": "set attn_implementation=attention_sink",
+    words = {"doctor": "attention_sink gives attention_sink: sinks learn",
+             "preflight": "set attn_implementation=attention_sink",
              "compare": "recorded.attention_sink", "explain": "none: nothing fails"}
     for word, expected in words.items():
         (line,) = [line for line in commands if f" {word}" in line]
