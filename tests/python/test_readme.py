@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIRST_STEP = (ROOT / "README.md").read_text().split("## In Python\n")[1].split("\n## ")[0]
 LONG_FORM = (ROOT / "tools/python/README.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^    ((?:SINKSCOPE_EXECUTABLE=\S+ )?(?:python|build/sinkscope) .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^    ((?:python|build/sinkscope) .*)$", re.MULTILINE)
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -38,13 +38,16 @@ class Judgement:
 
 
 def find_command() -> Path:
-    """SINKSCOPE_EXECUTABLE, else `sinkscope` on PATH (the C++ command). Raises NoCommand."""
+    """The C++ command: SINKSCOPE_EXECUTABLE, else `sinkscope` on PATH, else build/sinkscope here, which a checkout has.
+
+    Raises NoCommand.
+    """
     named = os.environ.get("SINKSCOPE_EXECUTABLE")
-    found = named or shutil.which("sinkscope")
-    if found is None or not Path(found).is_file():
-        raise NoCommand(f"the sinkscope command is not at {named or 'any place of PATH'}; build it with tools/quickstart and set "
-                        "SINKSCOPE_EXECUTABLE=build/sinkscope")
-    return Path(found)
+    found = Path(named or shutil.which("sinkscope") or "build/sinkscope")
+    if not found.is_file():
+        raise NoCommand(f"the sinkscope command is not at {named or 'any place of PATH, nor at build/sinkscope'}; build it "
+                        "with tools/quickstart and set SINKSCOPE_EXECUTABLE=CHECKOUT/build/sinkscope")
+    return found
 
 
 def _heads(finding: dict[str, Any]) -> str:
