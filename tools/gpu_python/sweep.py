@@ -49,7 +49,7 @@ def _add_operator(file: pathlib.Path, device: str) -> bool:
     with safe_open(file, "pt") as capture:
         meta = capture.metadata()
         stored = {name: capture.get_tensor(name) for name in capture.keys()}
-    runs = [attention_of({name: tensor.to(device) for name, tensor in stored.items()}, meta) for _ in range(2)]
+    runs = [attention_of({name: tensor.to(device, copy=True) for name, tensor in stored.items()}, meta) for _ in range(2)]
     same = all(torch.equal(runs[0][name].view(torch.uint8), runs[1][name].view(torch.uint8)) for name in runs[0])
     stored |= {f"{NAME}.{name}": tensor.cpu().contiguous() for name, tensor in runs[0].items()}
     save_file(stored, file, metadata=meta)
@@ -104,7 +104,7 @@ def _tell(report, lines: list[str], files: list[pathlib.Path], cases: dict[str, 
                 nearest[verdict["tensor"]] = max(nearest.get(verdict["tensor"], (0.0, "")), (share, verdict["metric"]))
     report.add("", "## Operator sweep", "",
                f"{len(lines)} problems of `tools/draw_problems {len(lines)} --seed 11 --dims 64,128 --formats bf16,fp16`: "
-               "`sinkscope.attention` runs each twice, to the same bits; the default gate judges what came out.", "")
+               "`sinkscope.attention` runs each twice, to the same bits; the default gate judges what came out. What is zero in truth is `mistrusted`: it cannot show much.", "")
     report.table(["tensor", "verdicts", "nearest to a limit"],
                  [[tensor, ", ".join(f"{n} {name}" for name, n in sorted(of.items())),
                    f"{nearest[tensor][1]} at {100 * nearest[tensor][0]:.0f} %" if tensor in nearest else ""]
