@@ -13,7 +13,7 @@ from torch import nn
 from gpu_python import models
 
 ROUNDS = 7
-IMPLEMENTATIONS = ["attention_sink", "eager", "flash_without_sinks"]
+IMPLEMENTATIONS = ["attention_sink", "eager", "fa2_without_sinks"]
 
 
 def _synchronize(device: str) -> None:
@@ -105,11 +105,11 @@ def _attention(of: nn.Module, names: list[str], rows: int, device: str, window: 
 
 def run(report, device: str, small: bool, lengths: list[int]) -> None:
     of = models.model(small, device).to(torch.bfloat16)
-    names = [name for name in IMPLEMENTATIONS if device == "cuda" or name != "flash_without_sinks"]
+    names = [name for name in IMPLEMENTATIONS if device == "cuda" or name != "fa2_without_sinks"]
     head = ["attention", "median ms", "middle half", "over attention_sink", "GiB"]
     report.add("", "## Time and memory", "",
                f"The same model in bf16, forward and backward, {ROUNDS} rounds in turns after one that is thrown away. "
-               "`flash_without_sinks` is ATen's flash attention 2 and computes another function: it is here for its time. GiB is "
+               "`fa2_without_sinks` is ATen's flash attention 2 and computes another function: it is here for its time. GiB is "
                "the most that a run allocated beyond the model.")
     for rows in lengths:
         report.add("", f"Training step, {rows} tokens:", "")

@@ -49,7 +49,7 @@ def run(report, device: str, small: bool, rows: int) -> None:
     want = (logits, loss, _gradients(of))
     formats = ["bf16", "fp16"] if device == "cuda" else ["bf16"]
     contestants = [f"{name}_{suffix}" for suffix in formats for name in ("attention_sink", "eager")]
-    contestants += ["flash_without_sinks_bf16"] if device == "cuda" else []
+    contestants += ["fa2_without_sinks_bf16"] if device == "cuda" else []
     found = {name: errors(of, name, ids, want) for name in contestants}
     _tell(report, found, loss.item(), rows, of)
     for suffix in formats:
