@@ -157,18 +157,27 @@ std::vector<Candidate> Engine::screened(std::size_t cell, std::vector<Candidate>
     functions.push_back(f ? std::optional(only_rows(*f, of_head)) : std::nullopt);
   }
   const bool backward = !is_forward(c.tensor);
+  const auto judge = [&](std::size_t i, const HeadResult& result) {
+    fits[i] = fit(c, prediction_of(c, result), cs.limits, rows);
+  };
+  const auto is_told_by_rows = [&](std::size_t i) {  // its LSE is a whole head's
+    return functions[i]->layout != HeadLayout::kTransposed &&
+           (functions[i]->layout == HeadLayout::kRight || c.tensor != TensorName::kLse);
+  };
   parallel_for(static_cast<std::int64_t>(all.size()), options_.threads, [&](std::int64_t i) {
     const std::optional<HeadFunction>& f = functions[static_cast<std::size_t>(i)];
-    if (!f || f->layout != HeadLayout::kRight) return;
-    const HeadResult result = evaluate(state_.problem(), c.batch, c.head, *f, backward);
-    fits[static_cast<std::size_t>(i)] = fit(c, prediction_of(c, result), cs.limits, rows);
+    if (f && f->layout == HeadLayout::kRight)
+      judge(static_cast<std::size_t>(i), evaluate(state_.problem(), c.batch, c.head, *f, backward));
   });
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (functions[i] && functions[i]->layout == HeadLayout::kReread && is_told_by_rows(i))
+      judge(i, evaluate_reread_rows(state_.problem(), c.batch, c.head, of_head, backward, options_.threads));
+  }
   const double before = fit(c, state_.predicted_base(cs), cs.limits, rows).z2;
   std::vector<Candidate> left;
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (!functions[i]) continue;
-    const bool passes =
-        functions[i]->layout != HeadLayout::kRight || fits[i].fits || !(fits[i].z2 > kNearly * before);
+    const bool passes = !is_told_by_rows(i) || fits[i].fits || !(fits[i].z2 > kNearly * before);
     if (passes) {
       left.push_back(std::move(all[i]));
     } else if (std::isfinite(before)) {

@@ -59,8 +59,15 @@ void sum_groups(std::vector<HeadResult>& results, std::int64_t group) {
   }
 }
 
-std::vector<HeadResult> evaluate_reread(const Case& c, bool backward, int threads) {
+// Of `rows` of head `head` alone where that is given: the others of these results mean nothing.
+std::vector<HeadResult> evaluate_reread(const Case& c, bool backward, int threads,
+                                        std::optional<std::pair<std::int64_t, Range>> only = {}) {
   const AttentionShape& s = c.problem.shape;
+  Range positions{0, s.sq};  // that those rows are read at
+  if (only) {
+    const auto [head, rows] = *only;
+    positions = {(head * s.sq + rows.first) / s.hq, (head * s.sq + rows.end - 1) / s.hq + 1};
+  }
   Case read = c;
   read.q = reread(c.q, s.b, s.hq, s.sq, s.d);
   read.k = reread(c.k, s.b, s.hkv, s.sk, s.d);
@@ -69,7 +76,7 @@ std::vector<HeadResult> evaluate_reread(const Case& c, bool backward, int thread
   std::vector<HeadResult> results(static_cast<std::size_t>(s.b * s.hq));
   parallel_for(s.b * s.hq, threads, [&](std::int64_t i) {
     results[static_cast<std::size_t>(i)] =
-        evaluate(read, i / s.hq, i % s.hq, right_function(read, i % s.hq), backward);
+        evaluate(read, i / s.hq, i % s.hq, only_rows(right_function(read, i % s.hq), positions), backward);
   });
   sum_groups(results, s.group());
   // lse and the sink's gradient are [b, h, s] and [h] in either reading; the rest goes back as it came.
@@ -151,6 +158,12 @@ std::vector<HeadResult> evaluate_transposed(const Case& c, bool backward, int th
 std::vector<HeadResult> evaluate_swapped(const Case& c, HeadLayout layout, bool backward, int threads) {
   return layout == HeadLayout::kReread ? evaluate_reread(c, backward, threads)
                                        : evaluate_transposed(c, backward, threads);
+}
+
+HeadResult evaluate_reread_rows(const Case& c, std::int64_t batch, std::int64_t head, Range rows,
+                                bool backward, int threads) {
+  std::vector<HeadResult> results = evaluate_reread(c, backward, threads, std::pair(head, rows));
+  return std::move(results[static_cast<std::size_t>(batch * c.problem.shape.hq + head)]);
 }
 
 }  // namespace sinkscope

@@ -87,6 +87,20 @@ std::vector<std::size_t> by_what_they_explain(const std::vector<std::vector<std:
   return order;
 }
 
+// A head's dsinks before and after a model.
+struct SinkFit {
+  std::size_t wanted;
+  Fit before, after;
+};
+
+// A single number says little: all heads' together say whether a model accounts for them.
+bool are_left_by_rounding(const std::vector<SinkFit>& sinks) {
+  constexpr double kMostLeft = 0.1;  // of the squared errors
+  double before = 0, after = 0;
+  for (const SinkFit& sink : sinks) before += sink.before.z2, after += sink.after.z2;
+  return sinks.size() > 1 && std::isfinite(after) && after <= kMostLeft * before;
+}
+
 }  // namespace
 
 bool is_left_by_rounding(const Fit& before, const Fit& after) {
@@ -172,6 +186,7 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
     }
     EmulatedHeads emulated(c, models[m], backward, threads);
     emulated.prepare(functions);
+    std::vector<SinkFit> sinks;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
       if (!may[m][i]) continue;
       const CellState& cs = state.cells()[wanted[i]];
@@ -186,13 +201,20 @@ std::vector<RoundingFit> explain_by_rounding(State& state, const std::vector<std
       prediction.value = predict(c, cs.cell, base, result).value;
       const Fit after = fit(cs.cell, prediction, cs.limits);
       if (is_left_by_rounding(cs.base, after)) left[m][i] = after;
+      if (cs.cell.tensor == TensorName::kDsinks) sinks.push_back({i, cs.base, after});
     }
+    if (!are_left_by_rounding(sinks)) continue;
+    for (const SinkFit& sink : sinks) left[m][sink.wanted] = sink.after;
   }
+  const auto is_of_sinks = [&](std::size_t i) {  // one number, which any model may come near by chance
+    return state.cells()[wanted[i]].cell.tensor == TensorName::kDsinks;
+  };
   const std::vector<std::size_t> order = by_what_they_explain(left);
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     std::optional<std::size_t> best;
     for (const std::size_t m : order) {
-      if (left[m][i] && (!best || left[m][i]->z2 * kSame < left[*best][i]->z2)) best = m;
+      if (!left[m][i]) continue;
+      if (!best || (!is_of_sinks(i) && left[m][i]->z2 * kSame < left[*best][i]->z2)) best = m;
     }
     if (!best) continue;
     RoundingFit& of = fits[*best];
