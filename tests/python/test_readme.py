@@ -50,6 +50,15 @@ def tiny_gpt_oss(folder: Path) -> Path:
     return folder
 
 
+def tiny_qwen3(folder: Path) -> Path:
+    """A checkpoint to stand for Qwen/Qwen3-0.6B."""
+    config = transformers.Qwen3Config(
+        num_hidden_layers=2, hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=256)
+    transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def typed(line: str, folder: Path) -> str:
     """What a line prints, typed in `folder` with this interpreter as python; 1 is the exit code of what is wrong."""
     line = re.sub(r"(^| )python ", rf"\1{sys.executable} ", line)
@@ -98,11 +107,13 @@ def test_the_first_step_works_as_typed_and_prints_what_the_readme_shows(checkout
 
 
 def test_the_long_form_works_as_typed(checkout: Path) -> None:
-    """Its Python, one block after the other, with a tiny checkpoint in place of a download; then its commands."""
+    """Its Python, one block after the other, with tiny checkpoints in place of downloads; then its commands."""
     folder = tiny_gpt_oss(checkout / "tiny")
     script = "\n".join(blocks(LONG_FORM, "python"))
-    assert script.count("openai/gpt-oss-20b") == 1
-    (checkout / "typed.py").write_text(script.replace("openai/gpt-oss-20b", str(folder)))
+    for name, place in {"openai/gpt-oss-20b": folder, "Qwen/Qwen3-0.6B": tiny_qwen3(checkout / "qwen3")}.items():
+        assert script.count(name) == 1
+        script = script.replace(name, str(place))
+    (checkout / "typed.py").write_text(script)
     printed = typed("python typed.py", checkout)
     assert "step0_layer1.safetensors" in printed and "cpu bf16" in printed
 
