@@ -58,6 +58,14 @@ def test_gpt_oss_never_wants_flash_attention_2(tmp_path: Path, capsys: pytest.Ca
     assert text == capsys.readouterr().out[:-1]
     assert "sink_ignored" in text or "dsink_missing" in text
     assert "in place of flash_attention_2" in text and "set attn_implementation=attention_sink, or eager" in text
+    assert_no_time_of("flash_attention_2", text)
+    for other in ("attention_sink", "eager"):
+        assert text.count(f"* {other}, layer ") == 2, other
+
+
+def assert_no_time_of(name: str, page: str) -> None:
+    """Of what did not run there is no figure, and the page says so."""
+    assert f"* time and memory of {name}: not measured" in page and f"* {name}, layer " not in page
 
 
 def test_a_function_that_leaves_the_sinks_out_is_found(tmp_path: Path) -> None:
@@ -89,6 +97,9 @@ def test_a_standard_model_wants_flash_attention_2_unless_sinks_are_added(tmp_pat
     assert added.exit_code == 1 and "set attn_implementation=attention_sink" in added.advice()
     kernel = preflight(path, "attention_sink", rows=96, add_sinks=True)
     assert kernel.exit_code == 0 and "keep attention_sink" in kernel.advice()
+    assert_no_time_of("flash_attention_2", added.markdown())
+    assert set(kernel.costs) == {"attention_sink", "eager without sinks"} and "not measured" not in kernel.markdown()
+    assert set(plain.costs) == {"eager"} and all(cost.kept_bytes > 0 for cost in kernel.costs["attention_sink"])
 
 
 def test_a_wide_window_is_tested_as_a_narrow_one_and_told(tmp_path: Path) -> None:
