@@ -16,7 +16,7 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 import sinkscope.transformers  # noqa: E402
-from sinkscope.add_sinks import add_sinks, load_sinks  # noqa: E402
+from sinkscope import add_sinks, load_sinks  # noqa: E402
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=97, max_position_embeddings=128)

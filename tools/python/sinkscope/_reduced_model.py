@@ -59,12 +59,17 @@ def reduced_config(config: Any) -> Any:
     return small
 
 
-def build(config: Any, attention: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
-    """The reduced model with random weights, its sinks spread from weak to strong. Raises what transformers raises."""
+def build(config: Any, attention: str, dtype: torch.dtype, device: str, add_sinks: bool = False) -> torch.nn.Module:
+    """The reduced model with random weights, its sinks, its own or added, spread from weak to strong. Raises what
+    transformers raises."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(reduced_config(config), attn_implementation=attention, dtype=dtype)
+    if add_sinks:
+        import sinkscope
+
+        sinkscope.add_sinks(model, init=0.0).set_attn_implementation(attention)  # which may well not look at them
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("sinks"):

@@ -19,7 +19,7 @@ from sinkscope._judge import Judgement, NoCommand, judge
 from sinkscope._reduced_model import TESTED_WINDOW, build, has_sinks, layer_kinds, read_config, train_step
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# The command's path that computes what an implementation does, where it cannot be loaded here or sinks are to be added.
+# The command's path that computes what an implementation does, where it cannot be loaded here.
 _PATHS = {"eager": "eager", "attention_sink": "sink_kernel", "flash_attention_2": "flash_attention_2",
           "flash_attention_3": "flash_attention_2", "sdpa": "flash_attention_2"}
 
@@ -35,7 +35,6 @@ class Report:
     judgements: list[Judgement] = field(default_factory=list)
     costs: dict[str, list[Cost]] = field(default_factory=dict)  # by implementation, by layer of the test model
     notes: list[str] = field(default_factory=list)
-    no_cost: str = ""  # why `costs` has nothing of `attention`; empty where it has
 
     @property
     def correct(self) -> bool:
@@ -72,7 +71,7 @@ class Report:
             lines += [f"* {judged.case}: to mend it, {judged.fix}"] if judged.fix else []
         lines += [f"* {name}, layer {cost.layer} of the test model: {cost.milliseconds:.2f} ms for forward and backward here, "
                   f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward" for name, costs in self.costs.items() for cost in costs]
-        lines += [f"* time and memory of {self.attention}: {self.no_cost}"] if self.no_cost else []
+        lines += [] if self.attention in self.costs else [f"* {self.attention}: no time and memory, as it does not run here"]
         return "\n".join([*lines, "", f"**What to do:** {self.advice()}.", ""])
 
 
@@ -101,35 +100,19 @@ def _run_real(report: Report, model: torch.nn.Module, rows: int, dtype: str, rec
         names = {name.rsplit(".", 1)[0] for name in _tensor_names(files[0]) if name.endswith(".out")}
         report.judgements = judge(files, [f"recorded.{name}" for name in names], dtype=dtype,
                                   has_sinks=report.has_sinks, record=record)
-    _measure(report, report.attention, model, rows)
+    report.costs[report.attention] = measure_cost(model, lambda: train_step(model, rows))
 
 
-def _measure(report: Report, name: str, model: torch.nn.Module, rows: int) -> None:
-    report.costs[name] = measure_cost(model, lambda: train_step(model, rows))
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
-
-
-def _measure_around_stand_in(report: Report, config: Any, plain: torch.nn.Module, rows: int) -> None:
-    """Costs where a path of the command stands in: that path has none to offer, as it is not what would train. Measured are
-    those of eager and, where the model has sinks or gets them, of attention_sink."""
-    device, dtype = next(plain.parameters()).device.type, next(plain.parameters()).dtype
-    added = report.has_sinks and not has_sinks(plain)
-    if report.has_sinks:
-        try:
+def _measure_instead(report: Report, config: Any, attention: str, rows: int, dtype: torch.dtype, place: str,
+                     add_sinks: bool) -> None:
+    """What might be set instead costs so much; nothing is said where it does not run here."""
+    try:
+        if attention == "attention_sink":
             importlib.import_module("sinkscope.transformers")
-            model = build(config, "eager" if added else "attention_sink", dtype, device)
-            if added:
-                importlib.import_module("sinkscope.add_sinks").add_sinks(model, init=0.0)
-            _measure(report, "attention_sink", model, rows)
-        except Exception as error:  # what is wrong with an alternative is told, and does not hide the answer
-            report.notes.append(f"attention_sink was not measured ({_first_line(error)})")
-    _measure(report, "eager without sinks" if added else "eager", plain, rows)
-    if report.attention not in report.costs:
-        report.no_cost = ("not measured, as it does not run here with this model; what the command's path in its place takes is "
-                          "not what it would take")
+        model = build(config, attention, dtype, place, add_sinks)
+        report.costs[attention] = measure_cost(model, lambda: train_step(model, rows))
+    except Exception as error:  # as in building what is asked for
+        report.notes.append(f"{attention} is not timed here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
 
 
 def _register_attention_sink(report: Report) -> None:
@@ -162,8 +145,8 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     A model of the same family is built with one layer of each kind at the real head counts, head size and window (at
     most 128), random weights and sinks from weak to strong; one training step of `rows` tokens runs through the
     attention function that transformers really gives it, and the sinkscope command compares and explains what it did.
-    Where the implementation cannot be loaded here, and with `add_sinks`, the command runs its own path of that name on
-    the same geometry; costs are then those of eager and attention_sink alone. `record` is an HDF5 file to write. Raises ValueError for arguments that do not fit, ImportError
+    With `add_sinks` that model has sinks added, as `sinkscope.add_sinks` does. Where the implementation cannot be loaded
+    here, the command runs its own path of that name on the same geometry. `record` is an HDF5 file to write. Raises ValueError for arguments that do not fit, ImportError
     and NoCommand where something is missing.
     """
     if dtype not in _DTYPES:
@@ -186,24 +169,23 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     if sinks:
         _note_replacement(report, plain)
     real: torch.nn.Module | None = None
+    try:
+        real = build(config, attention, _DTYPES[dtype], place, add_sinks=add_sinks)
+    except Exception as error:  # transformers raises what it likes for an implementation that is not there
+        report.notes.append(f"{attention} cannot be loaded here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
     if add_sinks:
-        report.notes.append("sinks are added: the command's own paths stand for the implementation")
-    else:
-        try:
-            real = build(config, attention, _DTYPES[dtype], place)
-        except Exception as error:  # transformers raises what it likes for an implementation that is not there
-            report.notes.append(f"{attention} cannot be loaded here ({_first_line(error)})")
+        report.notes.append("with sinks added, from weak to strong")
     if real is not None:
         _run_real(report, real, rows, dtype, record)
-        if attention != "eager":
-            _measure(report, "eager", plain.to(place), rows)
-        return report
-    if attention not in _PATHS:
+    elif attention in _PATHS:
+        report.notes.append(f"judged by the command's path {_PATHS[attention]}")
+        report.judgements = judge(lines, [_PATHS[attention]], dtype=dtype, has_sinks=report.has_sinks, record=record)
+    else:
         raise ValueError(f"attention={attention!r} cannot be loaded here, and the command has no path for it; it has "
                          f"them for {', '.join(_PATHS)}. {'; '.join(report.notes)}")
-    report.notes.append(f"judged by the command's path {_PATHS[attention]}")
-    report.judgements = judge(lines, [_PATHS[attention]], dtype=dtype, has_sinks=report.has_sinks, record=record)
-    _measure_around_stand_in(report, config, plain.to(place), rows)
+    for other in ["eager", "attention_sink"] if report.has_sinks else ["eager"]:
+        if other != attention:
+            _measure_instead(report, config, other, rows, _DTYPES[dtype], place, add_sinks)
     return report
 
 
