@@ -89,6 +89,7 @@ def test_the_summary_is_kept_part_by_part() -> None:
         text = output.read_text()
         assert text.startswith("# GPU check: passed\n") and "| CUDA of the build | 13.0 |" in text, text
         assert "| good_cuda_test | 3 | 0 | 0 |" in text, text
+        assert "the Python package, which `tools/gpu_check_python -o " in text, text
         check.write(gpu_check.Report(), ["sweep"])
         assert output.read_text().startswith("# GPU check: not finished: sweep\n")
         check.report.failed("tests: one")

@@ -73,6 +73,7 @@ def _steps(of: nn.Module, names: list[str], rows: int, device: str) -> dict[str,
         def once() -> None:
             of.set_attn_implementation(name)
             models.step(of, ids)
+            of.zero_grad(set_to_none=True)  # else the next run would begin with these and count so much less
         return once
     return {name: work(name) for name in names}
 
