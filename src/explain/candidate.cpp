@@ -184,7 +184,6 @@ std::vector<HeadTask> Candidate::tasks(const State& state) const {
 void Candidate::score(State& state) {
   explained.clear();
   const std::vector<std::size_t> wrong = wrong_cells(state);
-  state.results().prepare(tasks(state), state.backward());
   // What belongs to one head first: it tells which heads have the mistake.
   std::set<Place> places;
   for (const std::size_t i : wrong) {

@@ -48,7 +48,7 @@ class Candidate {
   std::optional<Explained> nearly_explain(State& state, std::size_t cell,
                                           const std::set<Place>& places) const;
 
-  // What score() needs of all heads that are wrong.
+  // What score() asks for of all heads that are wrong: prepared before, in parallel, it is there.
   std::vector<HeadTask> tasks(const State& state) const;
   // Fills `explained` and `contradictions`. What is nearly explained counts where the same head has something else that
   // is explained.

@@ -171,7 +171,8 @@ std::vector<Candidate> Engine::screened(std::size_t cell, std::vector<Candidate>
   });
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (functions[i] && functions[i]->layout == HeadLayout::kReread && is_told_by_rows(i))
-      judge(i, evaluate_reread_rows(state_.problem(), c.batch, c.head, of_head, backward, options_.threads));
+      judge(i, evaluate_reread_rows(state_.results().reread(), c.batch, c.head, of_head, backward,
+                                    options_.threads));
   }
   const double before = fit(c, state_.predicted_base(cs), cs.limits, rows).z2;
   std::vector<Candidate> left;

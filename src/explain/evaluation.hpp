@@ -38,7 +38,7 @@ class Evaluation {
   void add_gradients();
   std::vector<double> probabilities_by_ds() const;
   Gradients& gradients_of(std::size_t part, const std::vector<RowRule>& rules);
-  void add_part(const Part& part, Gradients& made, const std::vector<RowRule>& rules);
+  void add_part(const Part& part, const Truth& t, const std::vector<RowRule>& rules);
   void add_delta_spread(const Part& part, Gradients& made, const std::vector<RowRule>& rules);
   void add_dout_spread(const Part& part, const Truth& forward, const std::vector<RowRule>& rules);
   void add_sink_term(std::size_t row, const RowRule& rule, double sigma_delta, double sigma_lse,

@@ -19,7 +19,13 @@ void Evaluation::add_gradients() {
   }
   for (std::size_t i = 0; i < f_->parts.size(); ++i) {
     const Part& part = f_->parts[i];
-    add_part(part, gradients_of(i, rules), rules);
+    if (at_once_ && f_->backward == nullptr) {
+      add_part(part, forwards_[i], rules);
+      continue;
+    }
+    Gradients& made = gradients_of(i, rules);
+    add_delta_spread(part, made, rules);
+    add_part(part, made.truth, rules);
     add_dout_spread(part, forwards_[i], rules);
   }
   for (std::size_t i = 0; i < r_.dq.size(); ++i)
@@ -30,11 +36,6 @@ void Evaluation::add_gradients() {
 // handed in moves its Delta to the wanted constant.
 Evaluation::Gradients& Evaluation::gradients_of(std::size_t part_index, const std::vector<RowRule>& rules) {
   std::vector<Gradients>& made = made_[part_index];
-  if (at_once_ && f_->backward == nullptr) {
-    if (made.empty() || !made.front().dout.empty())
-      made.insert(made.begin(), {{}, {}, forwards_[part_index], {}, {}});
-    return made.front();
-  }
   const Part& part = f_->parts[part_index];
   const Truth& forward = forwards_[part_index];
   const auto d = static_cast<std::size_t>(s_.d), count = static_cast<std::size_t>(part.rows.size());
@@ -57,10 +58,8 @@ Evaluation::Gradients& Evaluation::gradients_of(std::size_t part_index, const st
   return made.back();
 }
 
-void Evaluation::add_part(const Part& part, Gradients& made, const std::vector<RowRule>& rules) {
-  const Truth& t = made.truth;
+void Evaluation::add_part(const Part& part, const Truth& t, const std::vector<RowRule>& rules) {
   const auto d = static_cast<std::size_t>(s_.d), count = static_cast<std::size_t>(part.rows.size());
-  add_delta_spread(part, made, rules);
   for (std::size_t from = 0; from < count; ++from) {
     const auto row = static_cast<std::size_t>(source_row(part, static_cast<std::int64_t>(from)));
     for (std::size_t column = 0; column < d; ++column) {

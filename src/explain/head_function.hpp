@@ -114,8 +114,11 @@ std::vector<HeadResult> evaluate_alike(const Case& c, std::int64_t batch, std::i
 // Every head [b * hq] in a swapped layout.
 std::vector<HeadResult> evaluate_swapped(const Case& c, HeadLayout layout, bool backward, int threads);
 
-// Of HeadLayout::kReread some rows of out and dq of one head, which are rows of many heads as they are read.
-HeadResult evaluate_reread_rows(const Case& c, std::int64_t batch, std::int64_t head, Range rows,
+// The inputs of a case as HeadLayout::kReread has them.
+Case reread_case(const Case& c);
+
+// Some rows of out and dq of one head, which are rows of many heads as they are read; from reread_case().
+HeadResult evaluate_reread_rows(const Case& read, std::int64_t batch, std::int64_t head, Range rows,
                                 bool backward, int threads);
 
 }  // namespace sinkscope

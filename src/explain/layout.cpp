@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Head-first tensors that are read as sequence-first.
+#include <utility>
+
 #include "src/core/parallel.hpp"
 #include "src/explain/head_function.hpp"
 
@@ -59,20 +61,9 @@ void sum_groups(std::vector<HeadResult>& results, std::int64_t group) {
   }
 }
 
-// Of `rows` of head `head` alone where that is given: the others of these results mean nothing.
-std::vector<HeadResult> evaluate_reread(const Case& c, bool backward, int threads,
-                                        std::optional<std::pair<std::int64_t, Range>> only = {}) {
-  const AttentionShape& s = c.problem.shape;
-  Range positions{0, s.sq};  // that those rows are read at
-  if (only) {
-    const auto [head, rows] = *only;
-    positions = {(head * s.sq + rows.first) / s.hq, (head * s.sq + rows.end - 1) / s.hq + 1};
-  }
-  Case read = c;
-  read.q = reread(c.q, s.b, s.hq, s.sq, s.d);
-  read.k = reread(c.k, s.b, s.hkv, s.sk, s.d);
-  read.v = reread(c.v, s.b, s.hkv, s.sk, s.d);
-  read.dout = reread(c.dout, s.b, s.hq, s.sq, s.d);
+// `positions` are rows as they are read; of others the results mean nothing.
+std::vector<HeadResult> evaluate_reread(const Case& read, Range positions, bool backward, int threads) {
+  const AttentionShape& s = read.problem.shape;
   std::vector<HeadResult> results(static_cast<std::size_t>(s.b * s.hq));
   parallel_for(s.b * s.hq, threads, [&](std::int64_t i) {
     results[static_cast<std::size_t>(i)] =
@@ -156,14 +147,27 @@ std::vector<HeadResult> evaluate_transposed(const Case& c, bool backward, int th
 }  // namespace
 
 std::vector<HeadResult> evaluate_swapped(const Case& c, HeadLayout layout, bool backward, int threads) {
-  return layout == HeadLayout::kReread ? evaluate_reread(c, backward, threads)
-                                       : evaluate_transposed(c, backward, threads);
+  return layout == HeadLayout::kReread
+             ? evaluate_reread(reread_case(c), {0, c.problem.shape.sq}, backward, threads)
+             : evaluate_transposed(c, backward, threads);
 }
 
-HeadResult evaluate_reread_rows(const Case& c, std::int64_t batch, std::int64_t head, Range rows,
+Case reread_case(const Case& c) {
+  const AttentionShape& s = c.problem.shape;
+  Case read = c;
+  read.q = reread(c.q, s.b, s.hq, s.sq, s.d);
+  read.k = reread(c.k, s.b, s.hkv, s.sk, s.d);
+  read.v = reread(c.v, s.b, s.hkv, s.sk, s.d);
+  read.dout = reread(c.dout, s.b, s.hq, s.sq, s.d);
+  return read;
+}
+
+HeadResult evaluate_reread_rows(const Case& read, std::int64_t batch, std::int64_t head, Range rows,
                                 bool backward, int threads) {
-  std::vector<HeadResult> results = evaluate_reread(c, backward, threads, std::pair(head, rows));
-  return std::move(results[static_cast<std::size_t>(batch * c.problem.shape.hq + head)]);
+  const AttentionShape& s = read.problem.shape;
+  const Range positions{(head * s.sq + rows.first) / s.hq, (head * s.sq + rows.end - 1) / s.hq + 1};
+  std::vector<HeadResult> results = evaluate_reread(read, positions, backward, threads);
+  return std::move(results[static_cast<std::size_t>(batch * s.hq + head)]);
 }
 
 }  // namespace sinkscope

@@ -59,6 +59,11 @@ const HeadResult& Results::at(std::int64_t batch, std::int64_t head, const HeadF
   return entries_.at(key).result;
 }
 
+const Case& Results::reread() {
+  if (!reread_) reread_ = reread_case(case_);
+  return *reread_;
+}
+
 void Results::keep_only(const std::vector<std::string>& keys) {
   std::erase_if(entries_, [&](const auto& entry) {
     return !entry.second.stays && std::find(keys.begin(), keys.end(), std::get<2>(entry.first)) == keys.end();

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -25,6 +26,8 @@ class Results {
   void prepare(const std::vector<HeadTask>& tasks, bool backward);
   // One head's result; computed here and now where prepare() was not asked for it.
   const HeadResult& at(std::int64_t batch, std::int64_t head, const HeadFunction& function, bool backward);
+  // The case's inputs as HeadLayout::kReread has them; read once.
+  const Case& reread();
   // Forgets all results of functions whose key is not among `keys`.
   void keep_only(const std::vector<std::string>& keys);
 
@@ -47,6 +50,7 @@ class Results {
   const Case& case_;
   int threads_;
   std::map<Key, Entry> entries_;
+  std::optional<Case> reread_;
 };
 
 }  // namespace sinkscope
