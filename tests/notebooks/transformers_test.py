@@ -7,7 +7,6 @@ Exits with 77 and the reason where the interpreter lacks what the notebook needs
 """
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -17,19 +16,12 @@ if TYPE_CHECKING:
     import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/python"))
+
+from run import ALL_SKIPPED, missing  # noqa: E402
+
 NOTEBOOK = ROOT / "reports/notebooks/gpt_oss_in_transformers.ipynb"
 NEEDED = ("torch", "transformers", "safetensors", "h5py", "matplotlib", "ipykernel", "nbclient", "nbformat")
-SKIPPED = 77
-
-
-def missing() -> str:
-    """What of NEEDED does not import, in a sentence; empty where all does."""
-    for name in NEEDED:
-        try:
-            importlib.import_module(name)
-        except (ImportError, OSError) as error:
-            return f"{sys.executable} cannot import {name}: {error}"
-    return ""
 
 
 def run(sinkscope: str) -> nbformat.NotebookNode:
@@ -55,10 +47,10 @@ def causes(text: str, name: str) -> dict[str, set[str]]:
 
 
 def main() -> int:
-    reason = missing()
+    reason = missing(NEEDED)
     if reason:
         print(f"skipped: {reason}")
-        return SKIPPED
+        return ALL_SKIPPED
     notebook = run(sys.argv[1])
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)

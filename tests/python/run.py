@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 
 NEEDED = ("torch", "pytest", "expecttest")
 ALL_SKIPPED = 77
 
 
-def missing() -> str:
-    """What of NEEDED does not import, in a sentence; empty where all does."""
-    for name in NEEDED:
+def missing(needed: Iterable[str]) -> str:
+    """What of `needed` does not import, in a sentence; empty where all does."""
+    for name in needed:
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:
@@ -31,7 +32,7 @@ class Count:
 
 
 def main() -> int:
-    reason = missing()
+    reason = missing(NEEDED)
     if reason:
         print(f"skipped: {reason}")
         return ALL_SKIPPED

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from gpu_python import models
+from gpu_report import Report
 
 ROUNDS = 7
-IMPLEMENTATIONS = ["attention_sink", "eager", "fa2_without_sinks"]
 
 
 def _synchronize(device: str) -> None:
@@ -49,7 +49,7 @@ def in_turns(works: dict[str, Callable[[], object]], device: str, rounds: int) -
                 torch.cuda.empty_cache()
                 continue
             except Exception as error:  # one contestant that does not run here is no reason to lose the others
-                found[name] = f"does not run: {str(error).splitlines()[0][:100]}"
+                found[name] = f"does not run: {str(error).partition(chr(10))[0][:100]}"
                 continue
             if round_ >= 0:
                 found[name][0].append(seconds)
@@ -80,21 +80,19 @@ def _steps(of: nn.Module, names: list[str], rows: int, device: str) -> dict[str,
 
 def _attention(of: nn.Module, names: list[str], rows: int, device: str, window: int) -> dict[str, Callable[[], object]]:
     """One layer's attention function, forward and backward, on tensors as the projections leave them."""
-    from transformers import AttentionInterface
-    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
-
     shape = of.config
     layer = of.model.layers[0 if window else 1].self_attn
     draw = torch.Generator(device).manual_seed(3)
     q, k, v = (torch.randn(1, rows, heads, shape.head_dim, generator=draw, device=device, dtype=torch.bfloat16)
                .transpose(1, 2).requires_grad_() for heads in (shape.num_attention_heads, *[shape.num_key_value_heads] * 2))
-    gradient = torch.randn(1, rows, shape.num_attention_heads, shape.head_dim, generator=draw, device=device, dtype=torch.bfloat16)
-    at = torch.arange(rows, device=device)
-    hidden = (at[None] > at[:, None]) | ((at[None] <= at[:, None] - window) if window else torch.zeros(1, 1, dtype=torch.bool, device=device))
+    gradient = torch.randn(1, rows, shape.num_attention_heads, shape.head_dim, generator=draw, device=device,
+                           dtype=torch.bfloat16)
+    back = torch.arange(rows, device=device)[:, None] - torch.arange(rows, device=device)  # rows from a key to its row
+    hidden = (back < 0) | (back >= (window or rows))
     mask = torch.zeros(1, 1, rows, rows, device=device, dtype=torch.bfloat16).masked_fill(hidden, torch.finfo(torch.bfloat16).min)
 
     def work(name: str) -> Callable[[], object]:
-        function = eager_attention_forward if name == "eager" else AttentionInterface._global_mapping[name]
+        function, _ = models.FUNCTIONS[name]
 
         def once() -> None:
             out = function(layer, q, k, v, mask if name == "eager" else None, scaling=layer.scaling, dropout=0.0,
@@ -104,9 +102,9 @@ def _attention(of: nn.Module, names: list[str], rows: int, device: str, window: 
     return {name: work(name) for name in names}
 
 
-def run(report, device: str, small: bool, lengths: list[int]) -> None:
+def run(report: Report, device: str, small: bool, lengths: list[int]) -> None:
     of = models.model(small, device).to(torch.bfloat16)
-    names = [name for name in IMPLEMENTATIONS if device == "cuda" or name != "fa2_without_sinks"]
+    names = [name for name in models.FUNCTIONS if device == "cuda" or name != "fa2_without_sinks"]
     head = ["attention", "median ms", "middle half", "over attention_sink", "GiB"]
     report.add("", "## Time and memory", "",
                f"The same model in bf16, forward and backward, {ROUNDS} rounds in turns after one that is thrown away. "

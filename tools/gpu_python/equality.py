@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_python import models
+from gpu_report import Report
 
 PARAMETERS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "sinks")
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -41,7 +42,7 @@ def errors(of: nn.Module, implementation: str, ids: Tensor, want: tuple[Tensor, 
     return found
 
 
-def run(report, device: str, small: bool, rows: int) -> None:
+def run(report: Report, device: str, small: bool, rows: int) -> None:
     of = models.model(small, device)
     ids = models.tokens(rows, device)
     of.set_attn_implementation("eager")
@@ -57,7 +58,7 @@ def run(report, device: str, small: bool, rows: int) -> None:
     _packed(report, of, device, rows)
 
 
-def _judge(report, found: dict[str, dict[str, float]], suffix: str) -> None:
+def _judge(report: Report, found: dict[str, dict[str, float]], suffix: str) -> None:
     """No farther from eager in fp32 than eager is in the same format, but for what two roundings differ by chance."""
     mine, eager = found[f"attention_sink_{suffix}"], found[f"eager_{suffix}"]
     for what in ("logits", *PARAMETERS, "all gradients"):
@@ -67,7 +68,7 @@ def _judge(report, found: dict[str, dict[str, float]], suffix: str) -> None:
                           f"{eager[what]:.3g}")
 
 
-def _tell(report, found: dict[str, dict[str, float]], loss: float, rows: int, of: nn.Module) -> None:
+def _tell(report: Report, found: dict[str, dict[str, float]], loss: float, rows: int, of: nn.Module) -> None:
     heads = of.config
     report.add("", "## A training step beside eager in fp32", "",
                f"GPT-OSS with {heads.num_hidden_layers} layers (window {heads.sliding_window} and full), "
@@ -81,7 +82,7 @@ def _tell(report, found: dict[str, dict[str, float]], loss: float, rows: int, of
     report.add("Wanted: attention_sink no farther off than eager in the same format (a tenth for chance).")
 
 
-def _packed(report, of: nn.Module, device: str, rows: int) -> None:
+def _packed(report: Report, of: nn.Module, device: str, rows: int) -> None:
     """Documents packed into one row, and padded ones in a batch, beside each alone."""
     lengths = [rows // 2 - 37, 1, rows // 4 + 5, 63]
     documents = [models.tokens(n, device, seed=10 + i)[0] for i, n in enumerate(lengths)]

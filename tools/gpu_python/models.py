@@ -74,9 +74,15 @@ class FlashWithoutSinks(torch.autograd.Function):
 
 
 def fa2_without_sinks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                        scaling: float, sliding_window: int | None = None, **rest: object) -> tuple[Tensor, None]:
+                      scaling: float, sliding_window: int | None = None, **rest: object) -> tuple[Tensor, None]:
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     return FlashWithoutSinks.apply(q, k, v, scaling, sliding_window or 0), None
+
+
+# By the names that transformers knows them by, fa2_without_sinks once it is registered; each with its mask.
+FUNCTIONS = {"attention_sink": (sinkscope.transformers.attention_sink, flash_attention_mask),
+             "eager": (eager_attention_forward, eager_mask),
+             "fa2_without_sinks": (fa2_without_sinks, flash_attention_mask)}
 
 
 def in_format(function: Callable, dtype: torch.dtype) -> Callable:
@@ -94,10 +100,7 @@ def register() -> None:
     """attention_sink, eager and flash without sinks, each as NAME_bf16 and NAME_fp16: the attention alone in that format."""
     AttentionInterface.register("fa2_without_sinks", fa2_without_sinks)
     AttentionMaskInterface.register("fa2_without_sinks", flash_attention_mask)
-    functions = {"attention_sink": (sinkscope.transformers.attention_sink, flash_attention_mask),
-                 "eager": (eager_attention_forward, eager_mask),
-                 "fa2_without_sinks": (fa2_without_sinks, flash_attention_mask)}
-    for name, (function, mask) in functions.items():
+    for name, (function, mask) in FUNCTIONS.items():
         for suffix, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
             AttentionInterface.register(f"{name}_{suffix}", in_format(function, dtype))
             AttentionMaskInterface.register(f"{name}_{suffix}", mask)

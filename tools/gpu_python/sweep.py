@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sinkscope
+from gpu_report import Report, is_bad, reason_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NAME = "operator"  # its outputs are the path recorded.operator
@@ -40,8 +41,8 @@ def attention_of(inputs: dict[str, Tensor], meta: dict[str, str]) -> dict[str, T
                                    cu_seqlens_q=offsets, cu_seqlens_k=inputs.get("cu_seqlens_k", offsets), return_lse=True)
     found = {"out": out, "lse": lse}
     if "dout" in inputs:
-        given = [out, lse] if "dlse" in inputs else [out]
-        torch.autograd.backward(given, [inputs["dout"], inputs["dlse"]][: len(given)] if "dlse" in inputs else [inputs["dout"]])
+        gradients = [inputs[name] for name in ("dout", "dlse") if name in inputs]
+        torch.autograd.backward([out, lse][:len(gradients)], gradients)
         found |= {"dsinks" if name == "sinks" else f"d{name}": leaf.grad for name, leaf in leaves.items()}
     return {name: tensor.detach() for name, tensor in found.items()}
 
@@ -75,7 +76,7 @@ def _judged(files: list[pathlib.Path], verdicts: pathlib.Path, threads: int) -> 
     return json.loads(verdicts.read_text())["cases"]
 
 
-def run(report, folder: pathlib.Path, device: str, count: int) -> None:
+def run(report: Report, folder: pathlib.Path, device: str, count: int) -> None:
     """Adds the section to the report; what fails goes among its failures."""
     lines = drawn(count, seed=11)
     files = [folder / f"p{i:04}.safetensors" for i in range(len(lines))]
@@ -91,16 +92,15 @@ def run(report, folder: pathlib.Path, device: str, count: int) -> None:
     _tell(report, lines, files, cases)
 
 
-def _tell(report, lines: list[str], files: list[pathlib.Path], cases: dict[str, dict]) -> None:
+def _tell(report: Report, lines: list[str], files: list[pathlib.Path], cases: dict[str, dict]) -> None:
     counts: dict[str, dict[str, int]] = {}
     nearest: dict[str, tuple[float, str]] = {}  # of each tensor: its worst statistic over the limit
     for line, file in zip(lines, files):
         for verdict in cases[file.stem]["paths"][0]["verdicts"]:
             of = counts.setdefault(verdict["tensor"], {})
             of[verdict["verdict"]] = of.get(verdict["verdict"], 0) + 1
-            if verdict["verdict"] not in ("passed", "skipped", "mistrusted"):
-                reason = verdict["reason"] or f"{verdict['metric']} {verdict['value']}, limit {verdict['limit']}"
-                report.failed(f"sweep: {verdict['tensor']}: {reason} in `{line}`")
+            if is_bad(verdict):
+                report.failed(f"sweep: {verdict['tensor']}: {reason_of(verdict)} in `{line}`")
             elif verdict["verdict"] == "passed" and verdict["value"] is not None and verdict["limit"]:
                 share = float(verdict["value"]) / float(verdict["limit"])
                 nearest[verdict["tensor"]] = max(nearest.get(verdict["tensor"], (0.0, "")), (share, verdict["metric"]))

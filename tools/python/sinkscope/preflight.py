@@ -103,6 +103,11 @@ def _run_real(report: Report, model: torch.nn.Module, rows: int, dtype: str, rec
     report.costs[report.attention] = measure_cost(model, lambda: train_step(model, rows))
 
 
+def _why(error: Exception) -> str:
+    """transformers raises what it likes; its kind and its first line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
 def _measure_instead(report: Report, config: Any, attention: str, rows: int, dtype: torch.dtype, place: str,
                      add_sinks: bool) -> None:
     """What might be set instead costs so much; nothing is said where it does not run here."""
@@ -112,7 +117,7 @@ def _measure_instead(report: Report, config: Any, attention: str, rows: int, dty
         model = build(config, attention, dtype, place, add_sinks)
         report.costs[attention] = measure_cost(model, lambda: train_step(model, rows))
     except Exception as error:  # as in building what is asked for
-        report.notes.append(f"{attention} is not timed here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+        report.notes.append(f"{attention} is not timed here ({_why(error)})")
 
 
 def _register_attention_sink(report: Report) -> None:
@@ -146,8 +151,8 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     most 128), random weights and sinks from weak to strong; one training step of `rows` tokens runs through the
     attention function that transformers really gives it, and the sinkscope command compares and explains what it did.
     With `add_sinks` that model has sinks added, as `sinkscope.add_sinks` does. Where the implementation cannot be loaded
-    here, the command runs its own path of that name on the same geometry. `record` is an HDF5 file to write. Raises ValueError for arguments that do not fit, ImportError
-    and NoCommand where something is missing.
+    here, the command runs its own path of that name on the same geometry. `record` is an HDF5 file to write. Raises
+    ValueError for arguments that do not fit, ImportError and NoCommand where something is missing.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r}, supported are {', '.join(_DTYPES)}")
@@ -172,7 +177,7 @@ def preflight(model: str | Path, attention: str = "attention_sink", *, rows: int
     try:
         real = build(config, attention, _DTYPES[dtype], place, add_sinks=add_sinks)
     except Exception as error:  # transformers raises what it likes for an implementation that is not there
-        report.notes.append(f"{attention} cannot be loaded here ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+        report.notes.append(f"{attention} cannot be loaded here ({_why(error)})")
     if add_sinks:
         report.notes.append("with sinks added, from weak to strong")
     if real is not None:
