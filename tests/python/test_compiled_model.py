@@ -31,8 +31,19 @@ def batches() -> dict[str, tuple[Tensor, dict[str, object]]]:
             "mask and positions": (row, {"position_ids": positions, "attention_mask": mask})}
 
 
+@pytest.fixture(scope="module")
+def compilable(models: dict[str, nn.Module]) -> None:  # noqa: F811
+    """Skips where the model does not compile under transformers' own attention either."""
+    torch._dynamo.reset()
+    whole = torch.compile(models["eager"], fullgraph=True, backend="aot_eager")
+    try:
+        whole(tokens(1, 8), use_cache=False).logits.sum().backward()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        pytest.skip(f"transformers {transformers.__version__} does not compile GPT-OSS under eager: {str(error)[:150]}")
+
+
 @pytest.mark.parametrize("told_by", batches())
-def test_a_step_without_graph_breaks(models: dict[str, nn.Module], told_by: str) -> None:  # noqa: F811
+def test_a_step_without_graph_breaks(compilable: None, models: dict[str, nn.Module], told_by: str) -> None:  # noqa: F811
     row, inputs = batches()[told_by]
     model = models["attention_sink"]
     want, want_gradients = step(model, row, **inputs)
