@@ -27,7 +27,8 @@ def batches() -> dict[str, tuple[Tensor, dict[str, object]]]:
     mask = torch.ones(1, 36, dtype=torch.long)
     mask[:, 30:] = 0
     return {"nothing": (tokens(2, 24), {}), "positions": (row, {"position_ids": positions}),
-            "offsets": (row, {"position_ids": positions} | offsets_too), "mask": (tokens(2, 24), {"attention_mask": left_padding()}),
+            "offsets": (row, {"position_ids": positions} | offsets_too),
+            "mask": (tokens(2, 24), {"attention_mask": left_padding()}),
             "mask and positions": (row, {"position_ids": positions, "attention_mask": mask})}
 
 

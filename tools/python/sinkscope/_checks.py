@@ -160,9 +160,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, 
     _check_packing(q, cu_seqlens_q, cu_seqlens_k)
 
 
-def prepare(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int, layout: str,
-            cu_seqlens_q: Tensor | None = None,
-            cu_seqlens_k: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+def prepare(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int,
+            layout: str, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+            ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
     """q, k, v, sinks and scale as the operator takes them: plain tensors, in autocast's dtype. Raises TypeError or ValueError for
     what `sinkscope.attention` does not take."""
     _check_tensors(q, k, v, layout)
