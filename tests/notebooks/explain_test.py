@@ -38,7 +38,8 @@ def main() -> None:
     assert pictures == 2, f"{pictures} pictures, wanted 2"
     rows = [line for line in text.splitlines() if line.startswith(("recorded.", "fault:", "sink_kernel"))]
     lines = {line.split()[0]: line for line in reversed(rows)}  # the first of each path
-    wanted = {"recorded.flash_attention_2": ("sink_ignored", "out lse dq dk dv"), "recorded.eager": ("rounding:softmax_bf16", "out dq dk dv"),
+    wanted = {"recorded.flash_attention_2": ("sink_ignored", "out lse dq dk dv"),
+              "recorded.eager": ("rounding:softmax_bf16", "out dq dk dv"),
               "fault:dlse_dropped:sink_kernel": ("dlse_dropped", "dq dk"), "sink_kernel": ("none", "")}
     for path, (cause, tensors) in wanted.items():
         assert f" {cause} " in lines[path] and lines[path].rstrip().endswith(tensors), lines[path]

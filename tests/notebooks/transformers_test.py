@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
 
-from run import ALL_SKIPPED, missing  # noqa: E402
+from run import ALL_SKIPPED, missing, required  # noqa: E402
 
 NOTEBOOK = ROOT / "reports/notebooks/gpt_oss_in_transformers.ipynb"
 NEEDED = ("torch", "transformers", "safetensors", "h5py", "matplotlib", "ipykernel", "nbclient", "nbformat")
@@ -50,7 +50,7 @@ def main() -> int:
     reason = missing(NEEDED)
     if reason:
         print(f"skipped: {reason}")
-        return ALL_SKIPPED
+        return 1 if required() else ALL_SKIPPED
     notebook = run(sys.argv[1])
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)

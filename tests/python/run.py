@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one file of the Python package's tests with pytest: `run.py tests/python/test_attention.py`. Exits with 77 and the
-reason where the interpreter lacks what all of the file's tests need, otherwise as pytest does."""
+reason where the interpreter lacks what all of the file's tests need, otherwise as pytest does. SINKSCOPE_REQUIRE names packages,
+with commas, whose absence is an error instead."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 
@@ -22,6 +24,10 @@ def missing(needed: Iterable[str]) -> str:
     return ""
 
 
+def required() -> list[str]:
+    return [name for name in os.environ.get("SINKSCOPE_REQUIRE", "").split(",") if name]
+
+
 class Count:
     """How many tests ran, told by pytest."""
 
@@ -32,6 +38,10 @@ class Count:
 
 
 def main() -> int:
+    reason = missing(required())
+    if reason:
+        print(f"SINKSCOPE_REQUIRE is {os.environ['SINKSCOPE_REQUIRE']}: {reason}")
+        return 1
     reason = missing(NEEDED)
     if reason:
         print(f"skipped: {reason}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_the_second_derivative_is_refused() -> None:
 
 def test_the_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (Path(__file__).parents[2] / "tools/python/README.md").read_text()
-    example = readme.split("```python\n")[1].split("```")[0]
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "sinkscope.backends()" in block)
     names: dict[str, object] = {}
     exec(example, names)
     assert all(names[name].grad is not None for name in ("q", "k", "v", "sinks"))

@@ -5,6 +5,7 @@ the reason; SINKSCOPE_REQUIRE_GPU=1 makes them fail instead."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -104,6 +105,32 @@ def test_opcheck_and_compile() -> None:
     torch.autograd.backward([out, lse], [dout, dlse])
     for got, name in ((out, "out"), (lse, "lse"), (q.grad, "dq"), (k.grad, "dk"), (v.grad, "dv"), (sinks.grad, "dsinks")):
         assert torch.equal(got, ref[name]), name
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("told_by", ["mask", "positions"])
+def test_documents_told_by_values_compile(told_by: str, mode: str) -> None:
+    registration = pytest.importorskip("sinkscope.transformers")
+    case = Case(sq=70, sk=70, dtype=torch.bfloat16, device="cuda")
+    mask = torch.ones(2, 70, dtype=torch.bool, device="cuda")
+    mask[1, :33] = False
+    positions = torch.cat([torch.arange(50), torch.arange(20)]).expand(2, -1).to("cuda")
+    told = {"attention_mask": mask} if told_by == "mask" else {"position_ids": positions}
+
+    def results(function: Callable) -> list[torch.Tensor]:
+        q, k, v, sinks, dout, _ = case.inputs()
+        out = function(q, k, v, sinks)
+        out.backward(dout.transpose(1, 2))
+        return [out.detach().clone(), q.grad, k.grad, v.grad, sinks.grad]
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        return registration.attention_sink(torch.nn.Module(), q, k, v, s_aux=sinks, sliding_window=20, **told)[0]
+
+    refs = results(attention)
+    function = compiled(attention, mode=mode)
+    for _ in range(3):  # a graph is recorded in the second call
+        for got, ref in zip(results(function), refs):
+            assert torch.equal(got, ref)
 
 
 def test_autocast() -> None:

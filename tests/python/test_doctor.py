@@ -14,7 +14,8 @@ from sinkscope import doctor  # noqa: E402
 from sinkscope.__main__ import main  # noqa: E402
 
 
-def without_sinks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: object) -> tuple[Tensor, None]:
+def without_sinks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+                  **_: object) -> tuple[Tensor, None]:
     return sinkscope.attention(query, key, value).transpose(1, 2), None
 
 

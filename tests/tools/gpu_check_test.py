@@ -49,7 +49,8 @@ def test_a_sweep_on_the_cpu_fails_and_counts_every_problem() -> None:
 
 
 def test_verdicts_that_are_not_good_are_listed_with_their_line() -> None:
-    verdict = {"verdict": "failed", "path": "sink_kernel", "tensor": "dq", "metric": "z_max", "value": 9, "limit": 4.1, "reason": ""}
+    verdict = {"verdict": "failed", "path": "sink_kernel", "tensor": "dq", "metric": "z_max", "value": 9,
+               "limit": 4.1, "reason": ""}
     path = {"path": "sink_kernel", "backend": "cuda H200", "judged": True, "verdicts": [verdict]}
     observed = {**path, "path": "eager", "judged": False}
     found = gpu_check.Verdicts([{"line": "b1 d64 bf16", "paths": [path, observed]}], 1)
@@ -75,7 +76,8 @@ def test_a_failing_test_program_is_named() -> None:
         program(tests / "of_the_cpu_test", "", 1)
         check = checker(folder, build=folder)
         check.tests()
-        assert check.report.failures == ["tests: bad_gpu_test ended with 1: A.B/c", "tests: dies_cuda_test ended with 139: "], check.report.failures
+        assert check.report.failures == ["tests: bad_gpu_test ended with 1: A.B/c",
+                                         "tests: dies_cuda_test ended with 139: "], check.report.failures
         assert any(line.startswith("| good_cuda_test | 3 | 1 | 0 |") for line in check.report.lines), check.report.lines
 
 
@@ -115,7 +117,8 @@ def test_reduction_keeps_what_makes_it_fail() -> None:
     def needs_window_and_two_documents(lines: list[str]) -> set[str]:
         return {s for s in lines if any(t.startswith("w") for t in s.split()) and "," in s and "d128" in s}
 
-    line = "b1 hq24 hkv3 docs=70,0,129,40 docs_k=70,3,0,40 d128 fp16 causal w129 sink=20 sink_dtype=bf16 dlse residual fill=ties seed=8"
+    line = "b1 hq24 hkv3 docs=70,0,129,40 docs_k=70,3,0,40 d128 fp16 causal w129 sink=20 " \
+           "sink_dtype=bf16 dlse residual fill=ties seed=8"
     smaller = gpu_check.Reducer(needs_window_and_two_documents).reduce(line).split()
     assert "hq1" in smaller and "hkv1" in smaller and "w1" in smaller and "seed=8" in smaller, smaller
     assert not {"dlse", "residual", "fill=ties", "sink=20"} & set(smaller), smaller
@@ -134,7 +137,7 @@ def test_every_simpler_line_is_a_problem() -> None:
         assert ran.returncode in (0, 1, 4), ran
 
 
-tests = [(name, value) for name, value in list(globals().items()) if name.startswith("test_")]
-for name, test in tests:
+tests = [value for name, value in list(globals().items()) if name.startswith("test_")]
+for test in tests:
     test()
 print(f"{len(tests)} tests of tools/gpu_check passed")

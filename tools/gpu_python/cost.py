@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
-
 from gpu_python import models
 from gpu_report import Report
+from torch import nn
 
 ROUNDS = 7
 

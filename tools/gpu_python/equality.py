@@ -5,10 +5,9 @@ that is fp32 for the rest, so that what differs is the attention's; eager's in t
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from gpu_python import models
 from gpu_report import Report
+from torch import Tensor, nn
 
 PARAMETERS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "sinks")
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -72,7 +71,8 @@ def _tell(report: Report, found: dict[str, dict[str, float]], loss: float, rows:
     heads = of.config
     report.add("", "## A training step beside eager in fp32", "",
                f"GPT-OSS with {heads.num_hidden_layers} layers (window {heads.sliding_window} and full), "
-               f"{heads.num_attention_heads}/{heads.num_key_value_heads} heads of {heads.head_dim}, hidden size {heads.hidden_size}, "
+               f"{heads.num_attention_heads}/{heads.num_key_value_heads} heads of {heads.head_dim}, "
+               f"hidden size {heads.hidden_size}, "
                f"random weights in fp32, TF32 off, {rows} tokens, loss {loss:.4f}. The attention alone computes in the format that "
                "its name ends with. Figures are |got - ref| / |ref| with ref that of eager in fp32; of attention parameters the "
                "gradient of the worse layer; `norm` is the gradient norm over that of eager in fp32.", "")

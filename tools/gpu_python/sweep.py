@@ -12,12 +12,12 @@ import subprocess
 import sys
 
 import torch
+from gpu_report import Report, is_bad, reason_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import sinkscope
-from gpu_report import Report, is_bad, reason_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NAME = "operator"  # its outputs are the path recorded.operator

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peers, each with forward(), backward(), outputs() and whether it computes the sink. Names are in CONTESTANTS."""
 import torch
-
 from peers.kernel import Library, SinkKernel
 
 

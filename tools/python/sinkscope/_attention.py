@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
 import torch
@@ -56,16 +55,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None, *, c
     Raises:
         TypeError, ValueError: with the argument's name, its value and what is supported.
     """
-    _checks.check_tensors(q, k, v, layout)
-    sinks = _checks.local_sinks(sinks, q, layout)
-    q, k, v = _checks.autocast(q, k, v)
-    if sinks is not None and q.dtype == torch.float64:
-        sinks = sinks.to(torch.float64)
-    _checks.check(q, k, v, sinks, causal, sm_scale, bandwidth, layout, cu_seqlens_q, cu_seqlens_k)
-    # The residual of out's rounding makes the backward's Delta accurate; it costs a byte per element, so only where a
-    # backward can come.
-    with_residual = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, sinks))
-    out, lse, _ = torch.ops.sinkscope.attention_forward(
-        q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, causal, 1 / math.sqrt(q.shape[-1]) if sm_scale is None else sm_scale,
-        bandwidth, layout == "bshd", with_residual)
+    q, k, v, sinks, scale = _checks.prepare(q, k, v, sinks, causal, sm_scale, bandwidth, layout, cu_seqlens_q, cu_seqlens_k)
+    out, lse, _ = torch.ops.sinkscope.attention_forward(q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, causal, scale, bandwidth,
+                                                        layout == "bshd", _checks.wants_residual(q, k, v, sinks))
     return (out, lse) if return_lse else out

@@ -34,7 +34,7 @@ def _heads(q: Tensor, layout: str) -> int:
     return q.shape[2 if layout == "bshd" else 1]
 
 
-def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in autocast's dtype where it is on for their device; float64 is left alone, as autocast does."""
     device = q.device.type
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
@@ -43,7 +43,7 @@ def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
-def local_sinks(sinks: Tensor | None, q: Tensor, layout: str) -> Tensor | None:
+def _local_sinks(sinks: Tensor | None, q: Tensor, layout: str) -> Tensor | None:
     """A DTensor of sinks as a plain tensor of q's heads.
 
     The whole tensor where it has as many sinks as q has heads; this rank's shard where that has (tensor parallelism,
@@ -70,8 +70,7 @@ def _check_tensor(name: str, t: object) -> None:
                         "sharded (a DTensor of sinks is taken)")
 
 
-def check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
-    """Raises TypeError or ValueError where q, k and v are not four-dimensional tensors in one of the layouts."""
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, layout: str) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; supported: {_names(tuple(map(repr, LAYOUTS)))}")
     wanted = "[B, H, S, D]" if layout == "bhsd" else "[B, S, H, D]"
@@ -146,9 +145,8 @@ def _check_packing(q: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor 
         raise ValueError(f"q has B {q.shape[0]} with cu_seqlens_q; supported: B 1")
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int,
-          layout: str, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
-    """Raises TypeError or ValueError for what `sinkscope.attention` does not take; check_tensors comes before."""
+def _check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int,
+           layout: str, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
     _check_formats(q, k, v)
     _check_sizes(q, k, v, layout)
     if sinks is not None:
@@ -160,3 +158,22 @@ def check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, s
     if bandwidth > 0 and not causal:
         raise ValueError(f"bandwidth is {bandwidth} with causal False; supported: a window with causal True only")
     _check_packing(q, cu_seqlens_q, cu_seqlens_k)
+
+
+def prepare(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, causal: bool, sm_scale: float | None, bandwidth: int,
+            layout: str, cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+            ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+    """q, k, v, sinks and scale as the operator takes them: plain tensors, in autocast's dtype. Raises TypeError or ValueError for
+    what `sinkscope.attention` does not take."""
+    _check_tensors(q, k, v, layout)
+    sinks = _local_sinks(sinks, q, layout)
+    q, k, v = _autocast(q, k, v)
+    if sinks is not None and q.dtype == torch.float64:
+        sinks = sinks.to(torch.float64)
+    _check(q, k, v, sinks, causal, sm_scale, bandwidth, layout, cu_seqlens_q, cu_seqlens_k)
+    return q, k, v, sinks, 1 / math.sqrt(q.shape[-1]) if sm_scale is None else sm_scale
+
+
+def wants_residual(*tensors: Tensor | None) -> bool:
+    """Can a backward come? The residual of out's rounding makes its Delta accurate, at a byte per element."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -28,7 +28,7 @@ def _measure(call: Callable[..., Any], inputs: tuple[torch.Tensor, ...], repeats
         leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
         storages: dict[int, int] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
+        def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 

@@ -16,13 +16,20 @@ _FORWARD = "sinkscope::attention_forward"
 _BACKWARD = "sinkscope::attention_backward"
 
 
-def _wide(q: Tensor) -> torch.dtype:
+def wide(q: Tensor) -> torch.dtype:
     """The format of lse and dsinks."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _has_residual(q: Tensor) -> bool:
+def has_residual(q: Tensor) -> bool:
     return q.dtype in (torch.bfloat16, torch.float16)
+
+
+def empty_gradients(q: Tensor, k: Tensor, v: Tensor, heads: int,
+                    needed: tuple[bool, bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv and dsinks as a backward returns them, unwritten; [0] where not needed."""
+    dq, dk, dv = (q.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((q, k, v), needed))
+    return dq, dk, dv, q.new_empty((heads if needed[3] else 0,), dtype=wide(q))
 
 
 @torch.library.register_fake(_FORWARD)
@@ -30,8 +37,8 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_seql
                   cu_seqlens_k: Tensor | None, causal: bool, sm_scale: float, bandwidth: int, bshd: bool,
                   with_residual: bool) -> tuple[Tensor, Tensor, Tensor]:
     b, h, s, d = (q.transpose(1, 2) if bshd else q).shape
-    residual_shape = (b, h, s, d) if with_residual and _has_residual(q) else (0,)
-    return q.new_empty(q.shape), q.new_empty((b, h, s), dtype=_wide(q)), q.new_empty(residual_shape, dtype=torch.int8)
+    residual_shape = (b, h, s, d) if with_residual and has_residual(q) else (0,)
+    return q.new_empty(q.shape), q.new_empty((b, h, s), dtype=wide(q)), q.new_empty(residual_shape, dtype=torch.int8)
 
 
 @torch.library.register_fake(_BACKWARD)
@@ -40,11 +47,7 @@ def _backward_fake(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: T
                    cu_seqlens_k: Tensor | None, causal: bool, sm_scale: float, bandwidth: int, bshd: bool,
                    need_dq: bool, need_dk: bool, need_dv: bool, need_dsinks: bool,
                    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like(t: Tensor, wanted: bool) -> Tensor:
-        return q.new_empty(t.shape if wanted else (0,))
-
-    heads = q.shape[2 if bshd else 1] if need_dsinks else 0
-    return like(q, need_dq), like(k, need_dk), like(v, need_dv), q.new_empty((heads,), dtype=_wide(q))
+    return empty_gradients(q, k, v, q.shape[2 if bshd else 1], (need_dq, need_dk, need_dv, need_dsinks))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

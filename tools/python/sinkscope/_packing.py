@@ -31,6 +31,12 @@ def _starts(position_ids: Tensor) -> Tensor:
     return starts
 
 
+def one_document_a_row(batch: int, rows: int, keys: int, device: torch.device) -> Packing:
+    """Every row of a batch as a document."""
+    cu_q, cu_k = (torch.arange(batch + 1, dtype=torch.int32, device=device) * length for length in (rows, keys))
+    return Packing(cu_q, cu_k)
+
+
 def from_positions(position_ids: Tensor) -> Packing | None:
     """position_ids [B, S]; None where every row is one document."""
     starts = _starts(position_ids)

@@ -70,7 +70,8 @@ class Report:
             lines += [f"* {judged.case}: farthest {judged.worst}"] if judged.mistakes and judged.worst else []
             lines += [f"* {judged.case}: to mend it, {judged.fix}"] if judged.fix else []
         lines += [f"* {name}, layer {cost.layer} of the test model: {cost.milliseconds:.2f} ms for forward and backward here, "
-                  f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward" for name, costs in self.costs.items() for cost in costs]
+                  f"{cost.kept_bytes / 2**20:.1f} MiB kept for the backward"
+                  for name, costs in self.costs.items() for cost in costs]
         lines += [] if self.attention in self.costs else [f"* {self.attention}: no time and memory, as it does not run here"]
         return "\n".join([*lines, "", f"**What to do:** {self.advice()}.", ""])
 

@@ -25,10 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 import sinkscope
-from sinkscope._packing import LastOf, Packing, from_mask, from_positions
+from sinkscope._packing import Packing
+from sinkscope._tokens import attention_of_tokens, find_packing, flat, spread
 
 NAME = "attention_sink"
-_last = LastOf()
 
 
 def _refuse_sequence_parallel() -> None:
@@ -57,35 +57,13 @@ def _given_offsets(cu_q: Tensor | None, cu_k: Tensor | None, attention_mask: Ten
     if cu_q is None or cu_k is None or batch != 1:
         raise ValueError("attention_sink: cu_seq_lens_q and cu_seq_lens_k belong together, in a batch of 1; got "
                          f"{'both' if cu_q is not None and cu_k is not None else 'one of them'} in a batch of {batch}")
-    if attention_mask is not None and not bool(attention_mask.all()):
-        raise ValueError("attention_sink: cu_seq_lens and an attention_mask with zeros in it; supported is one of them")
-    return Packing(cu_q.to(torch.int32), cu_k.to(torch.int32))
-
-
-@torch.compiler.disable
-def _found(attention_mask: Tensor | None, position_ids: Tensor | None, batch: int, rows: int, keys: int) -> Packing | None:
-    """From a mask or positions: which needs their values, once for all layers of a step."""
-    known, packing = _last.get((attention_mask, position_ids), (batch, rows, keys))
-    if known:
-        return packing
     if attention_mask is not None:
-        packing = from_mask(attention_mask, rows, position_ids)
-    elif position_ids is not None and position_ids.dim() == 2 and rows > 1:
-        packing = from_positions(position_ids.expand(batch, -1))
-        if packing is not None and rows != keys:
-            raise ValueError(f"attention_sink: position_ids start again in {rows} rows beside {keys} keys; packed documents "
-                             "are supported without a cache of earlier keys")
-    else:
-        packing = None
-    _last.set((attention_mask, position_ids), (batch, rows, keys), packing)
-    return packing
-
-
-def _flat(t: Tensor, at: Tensor | None) -> Tensor:
-    """[B, H, S, D] to [1, tokens, H, D]: all tokens, or those at `at`."""
-    t = t.transpose(1, 2)
-    t = t.reshape(1, -1, *t.shape[2:])
-    return t if at is None else t.index_select(1, at)
+        two = "attention_sink: cu_seq_lens and an attention_mask with zeros in it; supported is one of them"
+        if torch.compiler.is_compiling():  # a graph cannot ask: it fails when it runs
+            torch._assert_async(attention_mask.bool().all(), two)
+        elif not bool(attention_mask.all()):
+            raise ValueError(two)
+    return Packing(cu_q.to(torch.int32), cu_k.to(torch.int32))
 
 
 def attention_sink(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
@@ -97,26 +75,35 @@ def attention_sink(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     _check(attention_mask, dropout, rest)
     sinks = s_aux if s_aux is not None else getattr(module, "sinks", None)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    arguments = {"causal": causal, "sm_scale": scaling, "bandwidth": sliding_window or 0, "layout": "bshd"}
-    batch, _, rows, _ = query.shape
+    arguments = {"causal": causal, "sm_scale": scaling, "bandwidth": sliding_window or 0}
     if attention_mask is not None and attention_mask.shape[1] < key.shape[2]:  # a static cache's slots that are still empty
         key, value = key[:, :, :attention_mask.shape[1]], value[:, :, :attention_mask.shape[1]]
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    batch, rows = q.shape[:2]
     packing = _given_offsets(cu_seq_lens_q, cu_seq_lens_k, attention_mask, batch)
+    told = attention_mask is not None or position_ids is not None
+    if packing is None and told and torch.compiler.is_compiling():
+        return attention_of_tokens(q, k, v, sinks, attention_mask, position_ids, **arguments), None
+    packing = packing or find_packing(attention_mask, position_ids, batch, rows, k.shape[1])
     if packing is None:
-        packing = _found(attention_mask, position_ids, batch, rows, key.shape[2])
-    if packing is None:
-        return sinkscope.attention(*(t.transpose(1, 2) for t in (query, key, value)), sinks, **arguments), None
-    out = sinkscope.attention(_flat(query, packing.rows), _flat(key, packing.keys), _flat(value, packing.keys), sinks,
-                              cu_seqlens_q=packing.cu_q, cu_seqlens_k=packing.cu_k, **arguments)[0]
-    if packing.rows is not None:
-        out = out.new_zeros(batch * rows, *out.shape[1:]).index_copy(0, packing.rows, out)
-    return out.view(batch, rows, *out.shape[1:]), None
+        return sinkscope.attention(q, k, v, sinks, layout="bshd", **arguments), None
+    out = sinkscope.attention(flat(q, packing.rows), flat(k, packing.keys), flat(v, packing.keys), sinks, layout="bshd",
+                              cu_seqlens_q=packing.cu_q, cu_seqlens_k=packing.cu_k, **arguments)
+    return spread(out, packing.rows, batch * rows).view(q.shape), None
+
+
+def padding_mask(*args: Any, kv_length: int, attention_mask: Tensor | None = None, **rest: Any) -> Tensor | None:
+    """What transformers asks for a mask: the padding mask's columns of the keys, or None where it hides nothing, which a graph
+    cannot ask."""
+    if attention_mask is not None and torch.compiler.is_compiling():
+        return attention_mask[:, -kv_length:]
+    return flash_attention_mask(*args, kv_length=kv_length, attention_mask=attention_mask, **rest)
 
 
 def register() -> None:
     """Registers the implementation and its mask; importing this module has done so."""
     AttentionInterface.register(NAME, attention_sink)
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    AttentionMaskInterface.register(NAME, padding_mask)
 
 
 register()
