@@ -41,11 +41,12 @@ std::string ends(const std::vector<double>& values) {
 
 std::string run_line(const TrainingRun& run) {
   const std::vector<double> norms = column(run, &StepRow::gradient_norm);
-  return fmt::format("  {:<22} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", run.name, run.steps.size(),
-                     ends(column(run, &StepRow::loss)), ends(column(run, &StepRow::reward)),
-                     norms.empty() ? "-" : fmt::format("{:.3g}", median(norms)),
-                     norms.empty() ? "-" : fmt::format("{:.3g}", *std::max_element(norms.begin(), norms.end())),
-                     run.spikes.size());
+  return fmt::format(
+      "  {:<22} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", run.name, run.steps.size(),
+      ends(column(run, &StepRow::loss)), ends(column(run, &StepRow::reward)),
+      norms.empty() ? "-" : fmt::format("{:.3g}", median(norms)),
+      norms.empty() ? "-" : fmt::format("{:.3g}", *std::max_element(norms.begin(), norms.end())),
+      run.spikes.size());
 }
 
 // What rollouts and training path disagree in.
@@ -55,10 +56,11 @@ std::string rollout_sentence(const TrainingRun& run) {
   const std::vector<double> samples = column(run, &StepRow::effective_samples);
   if (gaps.empty() || ratios.empty() || samples.empty()) return "";
   return fmt::format(
-      "  - {}: rolled out through {}, trained through {}: mean |log-probability gap| {} (first and last steps), importance "
+      "  - {}: rolled out through {}, trained through {}: mean |log-probability gap| {} (first and last "
+      "steps), importance "
       "ratios up to {:.3g}, effective sample size down to {:.2f} of the samples\n",
-      run.name, run.rollout_path, run.training_path, ends(gaps), *std::max_element(ratios.begin(), ratios.end()),
-      *std::min_element(samples.begin(), samples.end()));
+      run.name, run.rollout_path, run.training_path, ends(gaps),
+      *std::max_element(ratios.begin(), ratios.end()), *std::min_element(samples.begin(), samples.end()));
 }
 
 std::string error_sentences(const TrainingRun& run) {
@@ -70,11 +72,11 @@ std::string error_sentences(const TrainingRun& run) {
         parts.emplace_back("the sinks get no gradient");
         continue;
       }
-      parts.push_back(fmt::format("{} off by {:.2g} (length x {:.3g}, step {})", text(of.block), of.error, of.gain,
-                                  of.step));
+      parts.push_back(fmt::format("{} off by {:.2g} (length x {:.3g}, step {})", text(of.block), of.error,
+                                  of.gain, of.step));
     }
-    sentences += fmt::format("  - {}, gradient of {} beside exact attention's, worst heads: {}\n", run.name, path,
-                             fmt::join(parts, "; "));
+    sentences += fmt::format("  - {}, gradient of {} beside exact attention's, worst heads: {}\n", run.name,
+                             path, fmt::join(parts, "; "));
   }
   return sentences;
 }
@@ -95,16 +97,18 @@ std::string block_text(const SpikeRow& spike, const RunShape& shape) {
 
 std::string spike_lines(const TrainingRun& run) {
   if (run.spikes.empty()) return "";
-  std::string lines = fmt::format("  spikes of {}\n    {:>5} {:>6} {:>8} {:>8} {:>8} {:>7} {:<13} {}\n", run.name, "step",
-                                  "z", "|g|", "median", "|g_e|", "F", "verdict", "largest shares of F; causes");
+  std::string lines =
+      fmt::format("  spikes of {}\n    {:>5} {:>6} {:>8} {:>8} {:>8} {:>7} {:<13} {}\n", run.name, "step",
+                  "z", "|g|", "median", "|g_e|", "F", "verdict", "largest shares of F; causes");
   for (const SpikeRow& spike : run.spikes) {
     std::vector<std::string> causes;
     for (const CauseRow& row : run.causes) {
       if (row.step == spike.step) causes.push_back(fmt::format("{} {:.2f}", row.cause, row.share));
     }
-    lines += fmt::format("    {:>5} {:>6.3g} {:>8.3g} {:>8.3g} {:>8.3g} {:>7.2f} {:<13} {}{}{}\n", spike.step, spike.z,
-                         spike.gradient_norm, spike.median, spike.exact_norm, spike.fraction, spike.verdict,
-                         block_text(spike, run.shape), causes.empty() ? "" : "; ", fmt::join(causes, ", "));
+    lines += fmt::format("    {:>5} {:>6.3g} {:>8.3g} {:>8.3g} {:>8.3g} {:>7.2f} {:<13} {}{}{}\n", spike.step,
+                         spike.z, spike.gradient_norm, spike.median, spike.exact_norm, spike.fraction,
+                         spike.verdict, block_text(spike, run.shape), causes.empty() ? "" : "; ",
+                         fmt::join(causes, ", "));
   }
   return lines;
 }

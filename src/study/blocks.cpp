@@ -59,7 +59,8 @@ std::vector<double> to_list(const BlockValues& values, const RunShape& shape) {
     list.insert(list.end(), (values.*part.values).begin(), (values.*part.values).end());
   list.push_back(values.outside);
   const std::size_t wanted = all_blocks(shape).size();
-  if (list.size() != wanted) throw std::logic_error(fmt::format("{} numbers for {} blocks", list.size(), wanted));
+  if (list.size() != wanted)
+    throw std::logic_error(fmt::format("{} numbers for {} blocks", list.size(), wanted));
   return list;
 }
 

@@ -47,7 +47,8 @@ std::vector<GradientError> worst_errors(const TrainingRun& run, const std::strin
     const std::vector<double> path2 = to_list(row.norm2, run.shape), error2 = to_list(row.error2, run.shape),
                               exact2 = to_list(beside.norm2, run.shape);
     for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const GradientError of = {blocks[i], row.step, std::sqrt(error2[i]) / std::max(std::sqrt(exact2[i]), least),
+      const GradientError of = {blocks[i], row.step,
+                                std::sqrt(error2[i]) / std::max(std::sqrt(exact2[i]), least),
                                 std::sqrt(path2[i] / exact2[i])};
       const auto [at, is_first] = worst.try_emplace(blocks[i].tensor, of);
       if (!is_first && is_larger(of.error, at->second.error)) at->second = of;

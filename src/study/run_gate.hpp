@@ -25,8 +25,8 @@ RunLimits read_run_limits(const std::string& path);
 
 struct RunVerdict {
   std::string run;
-  Verdict verdict = Verdict::kPassed;    // or kFailed, or kSkipped: nothing was measured
-  std::vector<std::string> sentences;    // what failed, with the value and the limit
+  Verdict verdict = Verdict::kPassed;  // or kFailed, or kSkipped: nothing was measured
+  std::vector<std::string> sentences;  // what failed, with the value and the limit
 };
 
 RunVerdict judge_run(const TrainingRun& run, const RunLimits& limits);
