@@ -18,7 +18,7 @@ at::Tensor positions_of(std::int64_t b, std::int64_t s) {
   return at::arange(s, at::kLong).unsqueeze(0).expand({b, s}).contiguous();
 }
 
-// Lengths that sum to `total`, each drawn between a quarter and the whole of `mean`, times two.
+// Lengths that sum to `total`, drawn from half to twice `mean`; the last is what is left.
 std::vector<std::int64_t> document_lengths(std::int64_t total, std::int64_t mean, at::Generator& generator) {
   std::vector<std::int64_t> lengths;
   while (total > 0) {
@@ -100,14 +100,15 @@ Batch text_batch(const TextTask& task, const at::Tensor& bytes, at::Generator& g
   batch.tokens.positions = positions_of(task.batch, task.length);
   batch.counted = at::ones({task.batch, task.length});
   if (!task.packed) return batch;
-  const std::int64_t total = task.batch * task.length;
   std::vector<at::Tensor> positions;
-  for (const std::int64_t slice : document_lengths(total, task.length / 2, generator)) {
-    batch.tokens.docs.push_back(slice);
-    positions.push_back(at::arange(slice, at::kLong));
+  for (std::int64_t entry = 0; entry < task.batch; ++entry) {
+    for (const std::int64_t length : document_lengths(task.length, task.length / 4, generator)) {
+      batch.tokens.docs.push_back(length);
+      positions.push_back(at::arange(length, at::kLong));
+    }
   }
   batch.tokens.positions = at::cat(positions).unsqueeze(0);
-  for (at::Tensor* t : {&batch.tokens.ids, &batch.targets, &batch.counted}) *t = t->view({1, total});
+  for (at::Tensor* t : {&batch.tokens.ids, &batch.targets, &batch.counted}) *t = t->reshape({1, -1});
   return batch;
 }
 
