@@ -43,7 +43,6 @@ struct SortingTask {
   std::int64_t digits = 12;
   std::int64_t batch = 64;                 // of supervised steps
   std::int64_t prompts = 32, rollouts = 8;  // of reinforcement: rollouts per prompt
-  std::int64_t updates = 1;                // steps on one batch of rollouts
 };
 
 struct LabConfig {

@@ -58,6 +58,8 @@ struct Library {
 constexpr Library kLibraries[] = {{"ATen/", "src/torch"},
                                   {"torch/", "src/torch"},
                                   {"c10/", "src/torch"},
+                                  {"ATen/", "src/lab"},
+                                  {"torch/", "src/lab"},
                                   {"CLI/", "tools"},
                                   {"hdf5", "src/record"},
                                   {"toml++/", "src/settings"},
