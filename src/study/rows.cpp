@@ -20,16 +20,22 @@ double& value_of(BlockValues& values, const lab::Block& block, const RunShape& s
     return array.at(static_cast<std::size_t>(block.layer * heads + block.head));
   };
   switch (block.kind) {
-    case lab::BlockKind::kQ: return at(values.q, shape.hq);
-    case lab::BlockKind::kK: return at(values.k, shape.hkv);
-    case lab::BlockKind::kV: return at(values.v, shape.hkv);
-    case lab::BlockKind::kSink: return at(values.sink, shape.hq);
-    case lab::BlockKind::kOther: break;
+    case lab::BlockKind::kQ:
+      return at(values.q, shape.hq);
+    case lab::BlockKind::kK:
+      return at(values.k, shape.hkv);
+    case lab::BlockKind::kV:
+      return at(values.v, shape.hkv);
+    case lab::BlockKind::kSink:
+      return at(values.sink, shape.hq);
+    case lab::BlockKind::kOther:
+      break;
   }
   return block.layer < 0 ? values.outside : values.other.at(static_cast<std::size_t>(block.layer));
 }
 
-BlockValues values_of(const lab::ReplayedPath& path, double lab::ReplayedBlock::*value, const RunShape& shape) {
+BlockValues values_of(const lab::ReplayedPath& path, double lab::ReplayedBlock::*value,
+                      const RunShape& shape) {
   BlockValues values = zeros(shape);
   for (const lab::ReplayedBlock& of : path.blocks) value_of(values, of.block, shape) = of.*value;
   return values;
@@ -63,9 +69,9 @@ StepRow step_row(const lab::StepResult& result, lab::StepKind kind, const RunSha
     row.clip_fraction = of.clip_fraction;
     row.kl = of.kl;
   } else {
-    for (double StepRow::*value : {&StepRow::reward, &StepRow::log_prob_gap, &StepRow::ratio_mean,
-                                   &StepRow::ratio_max, &StepRow::effective_samples, &StepRow::clip_fraction,
-                                   &StepRow::kl})
+    for (double StepRow::*value :
+         {&StepRow::reward, &StepRow::log_prob_gap, &StepRow::ratio_mean, &StepRow::ratio_max,
+          &StepRow::effective_samples, &StepRow::clip_fraction, &StepRow::kl})
       row.*value = kNaN;
   }
   return row;
@@ -76,8 +82,8 @@ std::vector<ReplayRow> replay_rows(const std::vector<lab::ReplayedPath>& paths, 
   std::vector<ReplayRow> rows;
   for (const lab::ReplayedPath& path : paths) {
     if (rows.empty()) {
-      rows.push_back({step, kExact, path.exact_loss, values_of(path, &lab::ReplayedBlock::exact, shape),
-                      zeros(shape)});
+      rows.push_back(
+          {step, kExact, path.exact_loss, values_of(path, &lab::ReplayedBlock::exact, shape), zeros(shape)});
     }
     if (path.path == kExact) continue;
     rows.push_back({step, path.path, path.loss, values_of(path, &lab::ReplayedBlock::squared, shape),

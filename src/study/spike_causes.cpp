@@ -64,7 +64,8 @@ std::vector<CauseRow> causes_of(lab::Lab& lab, const lab::StepSettings& settings
                                 const std::string& attention_capture, const Gate& gate, int threads) {
   const std::vector<std::string> causes = found_causes(attention_capture, gate, threads);
   std::vector<std::string> paths;
-  for (std::uint32_t mask = 1; mask < 1U << causes.size(); ++mask) paths.push_back(planted_path(causes, mask));
+  for (std::uint32_t mask = 1; mask < 1U << causes.size(); ++mask)
+    paths.push_back(planted_path(causes, mask));
   std::map<std::string, double> norms = {{"exact", spike.exact2}};
   try {
     if (!paths.empty()) {

@@ -32,13 +32,14 @@ std::vector<RunPlan> chosen_plans(const Scenario& scenario, const StudyOptions& 
   for (const RunPlan& run : scenario.runs) known.push_back(run.name);
   for (const std::string& name : options.runs) {
     if (std::find(known.begin(), known.end(), name) == known.end())
-      throw InputError(fmt::format("scenario {} has no run '{}', it has {}", scenario.name, name, fmt::join(known, ", ")));
+      throw InputError(
+          fmt::format("scenario {} has no run '{}', it has {}", scenario.name, name, fmt::join(known, ", ")));
   }
   std::vector<RunPlan> plans;
   if (!scenario.start.phases.empty()) plans.push_back(scenario.start);
   for (RunPlan run : scenario.runs) {
-    const bool is_wanted = options.runs.empty() || std::find(options.runs.begin(), options.runs.end(), run.name) !=
-                                                       options.runs.end();
+    const bool is_wanted = options.runs.empty() || std::find(options.runs.begin(), options.runs.end(),
+                                                             run.name) != options.runs.end();
     if (!is_wanted) continue;
     if (options.steps > 0) cut(run, options.steps);
     plans.push_back(std::move(run));
@@ -65,8 +66,9 @@ void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const S
                const Checkpoints& checkpoints) {
   RunRecord old = read_run_record(partial_run_record(options.output));
   if (old.attributes["scenario"] != scenario.toml) {
-    throw InputError(fmt::format("{} is of another scenario than {}, or that has changed since; --overwrite starts again",
-                                 partial_run_record(options.output), scenario.name));
+    throw InputError(
+        fmt::format("{} is of another scenario than {}, or that has changed since; --overwrite starts again",
+                    partial_run_record(options.output), scenario.name));
   }
   for (TrainingRun& run : runs) {
     const auto same = [&](const TrainingRun& of) { return of.name == run.name; };
@@ -82,9 +84,9 @@ void refuse_unfinished(const StudyOptions& options) {
   std::error_code error;
   const std::string partial = partial_run_record(options.output);
   if (!options.overwrite && fs::exists(partial, error)) {
-    throw InputError(
-        fmt::format("{} is there from a run that did not finish; --resume goes on with it, --overwrite starts again",
-                    partial));
+    throw InputError(fmt::format(
+        "{} is there from a run that did not finish; --resume goes on with it, --overwrite starts again",
+        partial));
   }
 }
 

@@ -16,7 +16,7 @@
 namespace sinkscope {
 
 struct StudyOptions {
-  std::string output;             // the record; beside it OUTPUT.partial and OUTPUT.state/ while it is not finished
+  std::string output;  // the record; beside it OUTPUT.partial and OUTPUT.state/ while it is not finished
   std::vector<std::string> runs;  // of the scenario; empty: all
   std::int64_t steps = 0;         // of each run at most; 0: all
   bool resume = false;            // go on from OUTPUT.partial and OUTPUT.state/

@@ -73,7 +73,8 @@ SpikeRow unexplainable(const BeforeSpike& before) {
   row.median = before.median;
   row.exact_median = before.exact_median;
   row.spread = before.spread;
-  row.exact_norm = row.fraction = row.error_share = row.share.outside = std::numeric_limits<double>::quiet_NaN();
+  row.exact_norm = row.fraction = row.error_share = row.share.outside =
+      std::numeric_limits<double>::quiet_NaN();
   row.verdict = "not finite";
   return row;
 }
@@ -138,7 +139,8 @@ class Run {
       const double rise = explained.path2 - before.median * before.median;
       causes = causes_of(lab_, settings, {row.step, explained.path2, explained.exact2, rise}, attention,
                          context_.options.gate, context_.scenario.lab.threads);
-      spike.capture = fs::path(batch).lexically_relative(fs::path(context_.options.output).parent_path()).string();
+      spike.capture =
+          fs::path(batch).lexically_relative(fs::path(context_.options.output).parent_path()).string();
     }
     add_spike(row, std::move(spike), causes);
   }
