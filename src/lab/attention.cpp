@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/lab/attention.hpp"
 
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -36,7 +37,8 @@ at::Tensor hidden_keys(std::int64_t s, const Geometry& geometry, at::Device devi
   if (geometry.docs.empty()) return hidden;
   std::vector<at::Tensor> numbers;
   for (std::size_t i = 0; i < geometry.docs.size(); ++i)
-    numbers.push_back(at::full({geometry.docs[i]}, static_cast<double>(i), at::TensorOptions().device(device)));
+    numbers.push_back(
+        at::full({geometry.docs[i]}, static_cast<double>(i), at::TensorOptions().device(device)));
   const at::Tensor document = at::cat(numbers);
   return hidden | (document.unsqueeze(1) != document.unsqueeze(0));
 }
@@ -49,7 +51,8 @@ double scale_of(const at::Tensor& q) {
 struct Scores {
   at::Tensor scores, sinks, lse;
 };
-Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks, const Geometry& geometry) {
+Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                 const Geometry& geometry) {
   const std::int64_t b = q.size(0), hq = q.size(1), s = q.size(2), d = q.size(3), hkv = k.size(1);
   const at::Tensor grouped = q.reshape({b, hkv, hq / hkv, s, d});
   Scores found;
@@ -65,12 +68,15 @@ std::vector<std::int64_t> sizes(const at::Tensor& t) {
 }
 
 at::Tensor from_host(const Tensor& tensor) {
-  auto* const data = const_cast<std::byte*>(tensor.data());  // from_blob wants a writable pointer; it is cloned at once
-  return at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype()))).to(at::kFloat, false, true);
+  auto* const data =
+      const_cast<std::byte*>(tensor.data());  // from_blob wants a writable pointer; it is cloned at once
+  return at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype())))
+      .to(at::kFloat, false, true);
 }
 
 Outputs run_path(const Path& path, const Case& c, int threads) {
-  if (const auto reason = path.unsupported(c)) throw InputError("path " + path.name + " cannot train this model: " + *reason);
+  if (const auto reason = path.unsupported(c))
+    throw InputError("path " + path.name + " cannot train this model: " + *reason);
   PathOptions options;
   options.threads = threads;
   return path.run(c, options).outputs;
@@ -85,8 +91,9 @@ using torch::autograd::variable_list;
 
 // A path in the graph. The backward runs the path with its forward once more: a path is one call from inputs to gradients.
 struct PathFunction : torch::autograd::Function<PathFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            const at::Tensor& sinks, const Attention* attention, const Geometry* geometry) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v, const at::Tensor& sinks, const Attention* attention,
+                            const Geometry* geometry) {
     context->save_for_backward({q, k, v, sinks});
     context->saved_data["path"] = reinterpret_cast<std::int64_t>(attention);
     context->saved_data["docs"] = geometry->docs;
@@ -108,8 +115,12 @@ struct PathFunction : torch::autograd::Function<PathFunction> {
     const auto back = [&](const Tensor& t, const at::Tensor& like) {
       return t.given() ? from_host(t).to(device) : at::zeros_like(like);
     };
-    return {back(outputs.dq, saved[0]), back(outputs.dk, saved[1]), back(outputs.dv, saved[2]), back(outputs.dsinks, saved[3]),
-            at::Tensor(), at::Tensor()};
+    return {back(outputs.dq, saved[0]),
+            back(outputs.dk, saved[1]),
+            back(outputs.dv, saved[2]),
+            back(outputs.dsinks, saved[3]),
+            at::Tensor(),
+            at::Tensor()};
   }
 };
 
@@ -128,8 +139,8 @@ at::Tensor rounded_to(const at::Tensor& t, DType format) {
   return plain.to(scalar_type(format)).to(at::kFloat) + (t - plain);
 }
 
-Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry,
-             DType format) {
+Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
+             const Geometry& geometry, DType format) {
   Case c;
   c.name = "lab";
   AttentionShape& s = c.problem.shape;
@@ -150,8 +161,8 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   return c;
 }
 
-at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                           const Geometry& geometry) {
+at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& sinks, const Geometry& geometry) {
   const Scores found = scores_of(q.to(at::kDouble), k.to(at::kDouble), sinks, geometry);
   const at::Tensor p = at::exp(found.scores - found.lse);
   return at::matmul(p, v.to(at::kDouble).unsqueeze(2)).reshape(q.sizes()).to(at::kFloat);
@@ -190,25 +201,29 @@ Path exact_path() {
   return path;
 }
 
-at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                                 const Geometry& geometry) const {
+at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const at::Tensor& sinks, const Geometry& geometry) const {
   const at::Tensor rq = rounded_to(q, format), rk = rounded_to(k, format), rv = rounded_to(v, format);
   if (!path) return exact_attention(rq, rk, rv, sinks, geometry);
   return PathFunction::apply(rq, rk, rv, sinks, this, &geometry);
 }
 
-std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks, const Geometry& geometry) {
+std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                                  const Geometry& geometry) {
   const at::NoGradGuard guard;
   const Scores found = scores_of(q, k, sinks, geometry);
   const at::Tensor p = at::exp(found.scores - found.lse), sink = at::exp(found.sinks - found.lse);
   const at::Tensor logs = (found.scores - found.lse).masked_fill(p == 0, 0);
   const at::Tensor entropy = -(p * logs).sum(-1, true) - sink * (found.sinks - found.lse);
-  const auto per_head = [](const at::Tensor& t) { return t.mean({0, 3, 4}).flatten().to(at::kCPU, at::kDouble); };
+  const auto per_head = [](const at::Tensor& t) {
+    return t.mean({0, 3, 4}).flatten().to(at::kCPU, at::kDouble);
+  };
   const at::Tensor mass = per_head(sink), gain = per_head(1 / (1 - sink)), nats = per_head(entropy);
   const at::Tensor largest = at::amax(found.scores, {0, 3, 4}).flatten().to(at::kCPU, at::kDouble);
   std::vector<HeadFacts> facts;
   for (std::int64_t h = 0; h < q.size(1); ++h)
-    facts.push_back({mass[h].item<double>(), gain[h].item<double>(), nats[h].item<double>(), largest[h].item<double>()});
+    facts.push_back(
+        {mass[h].item<double>(), gain[h].item<double>(), nats[h].item<double>(), largest[h].item<double>()});
   return facts;
 }
 

@@ -20,13 +20,13 @@ struct Attention {
 
   // q [b, hq, s, d], k and v [b, hkv, s, d], sinks [hq], all fp32, to out [b, hq, s, d] fp32; differentiable. Throws InputError
   // where the path cannot compute this.
-  at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                        const Geometry& geometry) const;
+  at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& sinks, const Geometry& geometry) const;
 };
 
 // Softmax attention with a sink, causal, in float64 with float64 gradients; out comes back in fp32.
-at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                           const Geometry& geometry);
+at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& sinks, const Geometry& geometry);
 
 // The same as a path on cases, so that faults can be planted around it. Its outputs are fp32.
 Path exact_path();
@@ -35,11 +35,12 @@ Path exact_path();
 at::Tensor rounded_to(const at::Tensor& t, DType format);
 
 // A call as a case, without its gradients' inputs: rounds to `format`. Tensors may be on any device.
-Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry,
-             DType format);
+Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
+             const Geometry& geometry, DType format);
 Tensor to_host(const at::Tensor& t, DType format);
 
 // One per query head, means over batch and rows, from fp32 scores of the rounded q and k.
-std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks, const Geometry& geometry);
+std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                                  const Geometry& geometry);
 
 }  // namespace sinkscope::lab

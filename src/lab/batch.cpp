@@ -23,7 +23,8 @@ std::vector<std::int64_t> document_lengths(std::int64_t total, std::int64_t mean
   std::vector<std::int64_t> lengths;
   while (total > 0) {
     const std::int64_t drawn =
-        at::randint(std::max<std::int64_t>(1, mean / 2), 2 * mean, {1}, generator, at::kLong).item<std::int64_t>();
+        at::randint(std::max<std::int64_t>(1, mean / 2), 2 * mean, {1}, generator, at::kLong)
+            .item<std::int64_t>();
     lengths.push_back(std::min(drawn, total));
     total -= lengths.back();
   }
@@ -49,17 +50,20 @@ at::Tensor log_probs_of(const at::Tensor& logits, const Batch& batch) {
 at::Tensor loss_of(const at::Tensor& log_probs, const Batch& batch, const StepSettings& settings) {
   const at::Tensor count = batch.counted.sum();
   if (settings.kind == StepKind::kSupervised) return -(log_probs * batch.counted).sum() / count;
-  const at::Tensor ratio = at::exp(log_probs - batch.old_log_probs), advantage = batch.advantages.unsqueeze(1);
+  const at::Tensor ratio = at::exp(log_probs - batch.old_log_probs),
+                   advantage = batch.advantages.unsqueeze(1);
   at::Tensor gain = ratio * advantage;
   if (settings.ratio_clip > 0)
     gain = at::minimum(gain, ratio.clamp(1 - settings.ratio_clip, 1 + settings.ratio_clip) * advantage);
-  if (settings.kl_weight > 0) gain = gain - settings.kl_weight * (ratio - 1 - (log_probs - batch.old_log_probs));
+  if (settings.kl_weight > 0)
+    gain = gain - settings.kl_weight * (ratio - 1 - (log_probs - batch.old_log_probs));
   return -(gain * batch.counted).sum() / count;
 }
 
 RolloutFacts rollout_facts(const at::Tensor& log_probs, const Batch& batch, const StepSettings& settings) {
   const at::Tensor which = batch.counted > 0;
-  const at::Tensor log_ratio = (log_probs.detach() - batch.old_log_probs).masked_select(which).to(at::kCPU, at::kDouble);
+  const at::Tensor log_ratio =
+      (log_probs.detach() - batch.old_log_probs).masked_select(which).to(at::kCPU, at::kDouble);
   const at::Tensor ratio = at::exp(log_ratio);
   const auto n = static_cast<double>(ratio.numel());
   RolloutFacts facts;
@@ -79,7 +83,8 @@ at::Tensor read_text(const std::string& path) {
   std::vector<char> bytes;
   for (const std::filesystem::path& file : files_at(path)) {
     std::ifstream stream(file, std::ios::binary);
-    if (!stream) throw InputError("text " + file.string() + " cannot be read, wanted a file or a folder of *.txt");
+    if (!stream)
+      throw InputError("text " + file.string() + " cannot be read, wanted a file or a folder of *.txt");
     bytes.insert(bytes.end(), std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>());
   }
   at::Tensor text = at::empty({static_cast<std::int64_t>(bytes.size())}, at::kByte);
@@ -90,8 +95,8 @@ at::Tensor read_text(const std::string& path) {
 Batch text_batch(const TextTask& task, const at::Tensor& bytes, at::Generator& generator) {
   const std::int64_t last = bytes.numel() - task.length - 1;
   if (last < 0)
-    throw InputError("text " + task.path + " has " + std::to_string(bytes.numel()) + " bytes, wanted more than length " +
-                     std::to_string(task.length));
+    throw InputError("text " + task.path + " has " + std::to_string(bytes.numel()) +
+                     " bytes, wanted more than length " + std::to_string(task.length));
   const at::Tensor starts = at::randint(last + 1, {task.batch, 1}, generator, at::kLong);
   const at::Tensor slices = bytes.to(at::kLong).index({starts + at::arange(task.length + 1, at::kLong)});
   Batch batch;

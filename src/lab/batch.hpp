@@ -16,9 +16,9 @@ struct Batch {
   at::Tensor targets;  // [b, s] int64, the next token
   at::Tensor counted;  // [b, s] fp32: 1 where the target counts
   // Of reinforcement alone:
-  at::Tensor advantages;    // [b]
+  at::Tensor advantages;     // [b]
   at::Tensor old_log_probs;  // [b, s], of the targets under the rollout path
-  double reward = 0;        // mean over rollouts
+  double reward = 0;         // mean over rollouts
 };
 
 // The log-probabilities of a batch's targets [b, s] from logits [b, s, vocabulary].
@@ -37,9 +37,10 @@ Batch text_batch(const TextTask& task, const at::Tensor& bytes, at::Generator& g
 
 // Sorting: tokens 0 to 9 are digits, 10 is the separator.
 inline constexpr std::int64_t kSortingVocabulary = 11;
-at::Tensor sorting_prompts(const SortingTask& task, std::int64_t count, at::Generator& generator);  // [count, digits + 1]
-at::Tensor sorted_answers(const at::Tensor& prompts);                                                // [count, digits]
-at::Tensor sorting_rewards(const at::Tensor& prompts, const at::Tensor& answers);                    // [count] fp32, 0 to 2
+at::Tensor sorting_prompts(const SortingTask& task, std::int64_t count,
+                           at::Generator& generator);                              // [count, digits + 1]
+at::Tensor sorted_answers(const at::Tensor& prompts);                              // [count, digits]
+at::Tensor sorting_rewards(const at::Tensor& prompts, const at::Tensor& answers);  // [count] fp32, 0 to 2
 // Prompts with answers behind them; the answers count. Advantages and old log-probabilities are left out.
 Batch sorting_batch(const at::Tensor& prompts, const at::Tensor& answers);
 // (reward - mean of its prompt's rollouts) / (their standard deviation + 1e-6); `rollouts` of a prompt stand together.

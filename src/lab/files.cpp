@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lab's files: captures, checkpoints, models, all safetensors.
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 #include <cstring>
 #include <torch/csrc/autograd/autograd.h>
@@ -26,10 +27,12 @@ const Tensor& find(const Safetensors& file, const std::string& path, const std::
 }
 
 // Into `t`, which stays where it is.
-void read_into(const at::Tensor& t, const Safetensors& file, const std::string& path, const std::string& name) {
+void read_into(const at::Tensor& t, const Safetensors& file, const std::string& path,
+               const std::string& name) {
   const Tensor& tensor = find(file, path, name);
   if (tensor.shape() != t.sizes().vec())
-    throw InputError(path + ": " + name + " has shape " + shape_text(tensor.shape()) + ", wanted " + shape_text(t.sizes().vec()));
+    throw InputError(path + ": " + name + " has shape " + shape_text(tensor.shape()) + ", wanted " +
+                     shape_text(t.sizes().vec()));
   const std::vector<double> values = tensor.widened();
   const at::Tensor wide = at::from_blob(const_cast<double*>(values.data()), tensor.shape(), at::kDouble);
   t.detach().copy_(wide);
@@ -54,26 +57,29 @@ void Trainer::capture_batch(const std::string& path) {
 
 void Trainer::capture_attention(std::int64_t layer, const std::string& path, const StepSettings& settings) {
   if (layer < 0 || layer >= config_.model.layers)
-    throw InputError("layer is " + std::to_string(layer) + ", wanted 0 to " + std::to_string(config_.model.layers - 1));
+    throw InputError("layer is " + std::to_string(layer) + ", wanted 0 to " +
+                     std::to_string(config_.model.layers - 1));
   const at::AutoGradMode differentiable(true);
   const Attention attention = attention_of(settings.training_path);
   Case c;
   at::Tensor out_of_layer;
-  const auto keep = [&](std::int64_t index, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                        const Geometry& geometry) {
+  const auto keep = [&](std::int64_t index, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& sinks, const Geometry& geometry) {
     const at::Tensor out = attention(q, k, v, sinks, geometry);
     if (index != layer) return out;
     c = case_of(q, k, v, sinks, geometry, config_.format);
     out_of_layer = out;
     return out;
   };
-  const at::Tensor loss = loss_of(log_probs_of(model_.forward(batch().tokens, keep), batch()), batch(), settings);
+  const at::Tensor loss =
+      loss_of(log_probs_of(model_.forward(batch().tokens, keep), batch()), batch(), settings);
   c.dout = to_host(torch::autograd::grad({loss}, {out_of_layer})[0], config_.format);
   const Path ran = attention.path ? *attention.path : exact_path();
   PathOptions options;
   options.threads = config_.threads;
   c.recorded[settings.training_path] = ran.run(c, options).outputs;
-  c.metadata = {{"source", "sinkscope spike"}, {"layer", std::to_string(layer)}, {"step", std::to_string(step_)}};
+  c.metadata = {
+      {"source", "sinkscope spike"}, {"layer", std::to_string(layer)}, {"step", std::to_string(step_)}};
   save_capture(path, c, true);
 }
 
@@ -92,7 +98,8 @@ void Trainer::save(const std::string& path) const {
 void Trainer::load(const std::string& path) {
   const Safetensors file = read_safetensors(path);
   const auto step = file.metadata.find("step");
-  if (step == file.metadata.end()) throw InputError(path + " has no step in its metadata, wanted a checkpoint of the lab");
+  if (step == file.metadata.end())
+    throw InputError(path + " has no step in its metadata, wanted a checkpoint of the lab");
   for (std::size_t i = 0; i < model_.parameters().size(); ++i) {
     const Parameter& parameter = model_.parameters()[i];
     read_into(parameter.value, file, path, parameter.name);
@@ -114,10 +121,12 @@ void Trainer::export_model(const std::string& path) const {
 
 void Trainer::import_model(const std::string& path) {
   const Safetensors file = read_safetensors(path);
-  for (const Parameter& parameter : model_.parameters()) read_into(parameter.value, file, path, parameter.name);
+  for (const Parameter& parameter : model_.parameters())
+    read_into(parameter.value, file, path, parameter.name);
 }
 
-void Trainer::write_logits_and_gradients(const std::string& tokens_path, const std::string& attention, const std::string& path) {
+void Trainer::write_logits_and_gradients(const std::string& tokens_path, const std::string& attention,
+                                         const std::string& path) {
   const Tensor ids = find(read_safetensors(tokens_path), tokens_path, "tokens");
   const std::int64_t b = ids.shape().at(0), s = ids.shape().at(1);
   Batch batch;

@@ -12,7 +12,8 @@ std::int64_t heads_of(const ModelShape& shape, BlockKind kind) {
   return kind == BlockKind::kQ || kind == BlockKind::kSink ? shape.hq : shape.hkv;
 }
 
-constexpr BlockKind kKinds[] = {BlockKind::kQ, BlockKind::kK, BlockKind::kV, BlockKind::kSink, BlockKind::kOther};
+constexpr BlockKind kKinds[] = {BlockKind::kQ, BlockKind::kK, BlockKind::kV, BlockKind::kSink,
+                                BlockKind::kOther};
 
 // Where a layer's blocks of a kind begin; layer -1 is the one block at the end.
 std::size_t first_block(const ModelShape& shape, std::int64_t layer, BlockKind kind) {
@@ -36,14 +37,16 @@ std::vector<Block> blocks_of(const ModelShape& shape) {
   return blocks;
 }
 
-std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tensor>& a,
+                                 const std::vector<at::Tensor>& b) {
   const ModelShape& shape = model.shape();
   std::vector<double> sums(blocks_of(shape).size());
   for (std::size_t i = 0; i < model.parameters().size(); ++i) {
     const Parameter& parameter = model.parameters()[i];
     // Rows of a projection's weight or bias, and the sinks, go by head.
     const std::int64_t heads = heads_of(shape, parameter.kind);
-    const at::Tensor product = (a[i].to(at::kDouble) * b[i].to(at::kDouble)).reshape({heads, -1}).sum(1).to(at::kCPU);
+    const at::Tensor product =
+        (a[i].to(at::kDouble) * b[i].to(at::kDouble)).reshape({heads, -1}).sum(1).to(at::kCPU);
     const std::size_t first = first_block(shape, parameter.layer, parameter.kind);
     for (std::int64_t head = 0; head < heads; ++head)
       sums[first + static_cast<std::size_t>(head)] += product[head].item<double>();

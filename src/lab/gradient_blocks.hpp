@@ -13,6 +13,7 @@ namespace sinkscope::lab {
 std::vector<Block> blocks_of(const ModelShape& shape);
 
 // <a, b> of each block, in float64; `a` and `b` are gradients in the order of the model's parameters.
-std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b);
+std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tensor>& a,
+                                 const std::vector<at::Tensor>& b);
 
 }  // namespace sinkscope::lab

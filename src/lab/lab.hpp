@@ -41,7 +41,7 @@ struct TextTask {
 // positions, and 1 more where all are right.
 struct SortingTask {
   std::int64_t digits = 12;
-  std::int64_t batch = 64;                 // of supervised steps
+  std::int64_t batch = 64;                  // of supervised steps
   std::int64_t prompts = 32, rollouts = 8;  // of reinforcement: rollouts per prompt
 };
 
@@ -51,7 +51,8 @@ struct LabConfig {
   bool sorting = false;  // which of the two tasks
   TextTask text;
   SortingTask sort;
-  DType format = DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention; all else is fp32
+  DType format =
+      DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention; all else is fp32
   bool cuda = false;
   int threads = 0;  // 0: all hardware threads
 };
@@ -65,10 +66,10 @@ struct StepSettings {
   std::string training_path = "exact";
   std::string rollout_path = "exact";  // samples rollouts and gives their old log-probabilities
   double learning_rate = 3e-4;
-  double norm_clip = 1;   // of the global gradient norm; 0: none
+  double norm_clip = 1;     // of the global gradient norm; 0: none
   double ratio_clip = 0.2;  // of the importance ratio; 0: none
-  double kl_weight = 0;   // of the estimate of KL(training, rollout policy)
-  bool observe = false;   // fill in `heads`, at the cost of another attention in fp32
+  double kl_weight = 0;     // of the estimate of KL(training, rollout policy)
+  bool observe = false;     // fill in `heads`, at the cost of another attention in fp32
 };
 
 // The parameters of a gradient, cut so that squared norms of all blocks add to that of the whole gradient.
@@ -76,7 +77,8 @@ enum class BlockKind : std::int8_t { kQ, kK, kV, kSink, kOther };
 struct Block {
   std::int64_t layer = -1;  // -1: embedding, last norm and head of the model (kOther)
   BlockKind kind = BlockKind::kOther;
-  std::int64_t head = -1;  // query head (kQ, kSink) or key/value head (kK, kV): its rows of the projection's weight and bias
+  std::int64_t head =
+      -1;  // query head (kQ, kSink) or key/value head (kK, kV): its rows of the projection's weight and bias
 };
 
 struct BlockNorm {
@@ -95,7 +97,7 @@ struct HeadFacts {
 // How far the training path is from what the rollouts were sampled from; over their tokens.
 struct RolloutFacts {
   double reward = 0;
-  double gap = 0;               // mean |log-probability under training path - under rollout path|
+  double gap = 0;  // mean |log-probability under training path - under rollout path|
   double ratio_mean = 1, ratio_max = 1;
   double effective_sample = 1;  // (sum r)^2 / (n sum r^2)
   double clip_fraction = 0;     // tokens whose ratio is outside the clip
@@ -137,12 +139,14 @@ class Lab {
   // Clips the gradient and takes the optimizer's step.
   virtual void apply(const StepSettings& settings) = 0;
   // Through each path, and exact attention. Leaves the state of the training as it was.
-  virtual std::vector<ReplayedPath> replay(const std::vector<std::string>& paths, const StepSettings& settings) = 0;
+  virtual std::vector<ReplayedPath> replay(const std::vector<std::string>& paths,
+                                           const StepSettings& settings) = 0;
 
   // Between gradient() and apply(), as safetensors: the batch; and a layer's attention call with what the path of `settings` made
   // of it, in the capture format.
   virtual void capture_batch(const std::string& path) = 0;
-  virtual void capture_attention(std::int64_t layer, const std::string& path, const StepSettings& settings) = 0;
+  virtual void capture_attention(std::int64_t layer, const std::string& path,
+                                 const StepSettings& settings) = 0;
 
   // All that goes on changing: a loaded checkpoint continues bit for bit on a CPU. Between steps.
   virtual void save(const std::string& path) const = 0;

@@ -25,7 +25,8 @@ Module load() {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
   // A test program stands one folder below the command.
-  const std::vector<std::filesystem::path> places = {folder / kFileName, folder.parent_path() / "lib" / "sinkscope" / kFileName,
+  const std::vector<std::filesystem::path> places = {folder / kFileName,
+                                                     folder.parent_path() / "lib" / "sinkscope" / kFileName,
                                                      folder.parent_path() / kFileName};
   for (const std::filesystem::path& path : places) {
     if (!std::filesystem::exists(path, error)) continue;
@@ -34,13 +35,16 @@ Module load() {
     void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
       const char* reason = dlerror();
-      return {nullptr, fmt::format("the spike lab could not be loaded: {}", reason == nullptr ? "unknown reason" : reason)};
+      return {nullptr, fmt::format("the spike lab could not be loaded: {}",
+                                   reason == nullptr ? "unknown reason" : reason)};
     }
     const auto open = reinterpret_cast<OpenLab>(dlsym(library, kOpenLab));
     if (open == nullptr) return {nullptr, fmt::format("{} is not a spike lab of sinkscope", path.string())};
     return {open, ""};
   }
-  return {nullptr, fmt::format("the spike lab needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)", kFileName)};
+  return {nullptr,
+          fmt::format("the spike lab needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)",
+                      kFileName)};
 }
 
 const Module& module() {
@@ -55,7 +59,8 @@ Path find(const std::string& name, const Path& exact) {
   if (!name.starts_with(kFault)) return find_path(name, Case{});
   const std::size_t colon = name.find(':', kFault.size());
   if (colon == std::string::npos) throw InputError(fmt::format("path is '{}', wanted fault:NAME:PATH", name));
-  return plant_by_name(name.substr(kFault.size(), colon - kFault.size()), find(name.substr(colon + 1), exact));
+  return plant_by_name(name.substr(kFault.size(), colon - kFault.size()),
+                       find(name.substr(colon + 1), exact));
 }
 
 }  // namespace

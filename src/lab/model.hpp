@@ -27,8 +27,9 @@ struct Tokens {
 };
 
 // A layer's attention: q [b, hq, s, d], k and v [b, hkv, s, d], sinks [hq], which layer, and what it sees; out as q.
-using LayerAttention = std::function<at::Tensor(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                                const at::Tensor& sinks, const Geometry& geometry)>;
+using LayerAttention =
+    std::function<at::Tensor(std::int64_t layer, const at::Tensor& q, const at::Tensor& k,
+                             const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry)>;
 
 class Model {
  public:
@@ -45,15 +46,16 @@ class Model {
  private:
   // Indices into parameters_.
   struct Layer {
-    std::size_t input_norm, q, q_bias, k, k_bias, v, v_bias, o, o_bias, sinks, post_norm, router, router_bias, gate_up,
-        gate_up_bias, down, down_bias;
+    std::size_t input_norm, q, q_bias, k, k_bias, v, v_bias, o, o_bias, sinks, post_norm, router, router_bias,
+        gate_up, gate_up_bias, down, down_bias;
   };
 
-  std::size_t add(const std::string& name, at::Tensor value, std::int64_t layer = -1, BlockKind kind = BlockKind::kOther);
+  std::size_t add(const std::string& name, at::Tensor value, std::int64_t layer = -1,
+                  BlockKind kind = BlockKind::kOther);
   Layer make_layer(std::int64_t index);
   const at::Tensor& of(std::size_t index) const { return parameters_[index].value; }
-  at::Tensor attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
-                    const Tokens& tokens, const LayerAttention& attention) const;
+  at::Tensor attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const at::Tensor& cos,
+                    const at::Tensor& sin, const Tokens& tokens, const LayerAttention& attention) const;
   at::Tensor experts(const Layer& layer, const at::Tensor& x) const;
 
   ModelShape shape_;

@@ -3,6 +3,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -36,15 +37,17 @@ void check(const LabConfig& config) {
   const auto want = [](bool good, const std::string& seen) {
     if (!good) throw InputError("model: " + seen);
   };
-  want(m.layers > 0 && m.width > 0 && m.hkv > 0 && m.d > 0 && m.intermediate > 0, "a size is not positive, wanted all to be");
+  want(m.layers > 0 && m.width > 0 && m.hkv > 0 && m.d > 0 && m.intermediate > 0,
+       "a size is not positive, wanted all to be");
   want(m.hq % m.hkv == 0 && m.hq > 0,
        "hq is " + std::to_string(m.hq) + " and hkv " + std::to_string(m.hkv) + ", wanted a multiple");
   want(m.d % 2 == 0, "d is " + std::to_string(m.d) + ", wanted an even number");
   want(m.experts_per_token >= 1 && m.experts_per_token <= m.experts,
-       "experts_per_token is " + std::to_string(m.experts_per_token) + ", wanted 1 to experts " + std::to_string(m.experts));
+       "experts_per_token is " + std::to_string(m.experts_per_token) + ", wanted 1 to experts " +
+           std::to_string(m.experts));
   const std::int64_t least = config.sorting ? kSortingVocabulary : 256;
-  want(m.vocabulary >= least,
-       "vocabulary is " + std::to_string(m.vocabulary) + ", wanted at least " + std::to_string(least) + " for this task");
+  want(m.vocabulary >= least, "vocabulary is " + std::to_string(m.vocabulary) + ", wanted at least " +
+                                  std::to_string(least) + " for this task");
 }
 
 LabConfig checked(const LabConfig& config) {
@@ -55,8 +58,11 @@ LabConfig checked(const LabConfig& config) {
 }  // namespace
 
 Trainer::Trainer(const LabConfig& config, FindPath find_path)
-    : config_(checked(config)), find_path_(std::move(find_path)), model_(config.model, config.cuda ? at::kCUDA : at::kCPU) {
-  at::set_num_threads(config.threads > 0 ? config.threads : static_cast<int>(std::thread::hardware_concurrency()));
+    : config_(checked(config)),
+      find_path_(std::move(find_path)),
+      model_(config.model, config.cuda ? at::kCUDA : at::kCPU) {
+  at::set_num_threads(config.threads > 0 ? config.threads
+                                         : static_cast<int>(std::thread::hardware_concurrency()));
   if (!config.sorting) text_ = read_text(config.text.path);
   for (const Parameter& parameter : model_.parameters()) {
     first_.push_back(at::zeros_like(parameter.value).detach());
@@ -79,8 +85,8 @@ Attention Trainer::attention_of(const std::string& name) const {
 }
 
 at::Tensor Trainer::forward(const Tokens& tokens, const Attention& attention) const {
-  return model_.forward(tokens, [&](std::int64_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& sinks, const Geometry& geometry) {
+  return model_.forward(tokens, [&](std::int64_t, const at::Tensor& q, const at::Tensor& k,
+                                    const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
     return attention(q, k, v, sinks, geometry);
   });
 }
@@ -102,7 +108,8 @@ Trainer::Gradient Trainer::gradient_through(const Attention& attention, const St
 
 Batch Trainer::on_device(Batch batch) const {
   Tokens& tokens = batch.tokens;
-  for (at::Tensor* t : {&tokens.ids, &tokens.positions, &batch.targets, &batch.counted, &batch.advantages, &batch.old_log_probs})
+  for (at::Tensor* t : {&tokens.ids, &tokens.positions, &batch.targets, &batch.counted, &batch.advantages,
+                        &batch.old_log_probs})
     if (t->defined()) *t = t->to(model_.device());
   return batch;
 }
@@ -112,7 +119,8 @@ Batch Trainer::roll_out(const StepSettings& settings, at::Generator& generator) 
   const at::NoGradGuard guard;
   const SortingTask& task = config_.sort;
   const Attention attention = attention_of(settings.rollout_path);
-  const at::Tensor prompts = sorting_prompts(task, task.prompts, generator).repeat_interleave(task.rollouts, 0);
+  const at::Tensor prompts =
+      sorting_prompts(task, task.prompts, generator).repeat_interleave(task.rollouts, 0);
   at::Tensor answers = at::empty({prompts.size(0), 0}, at::kLong);
   for (std::int64_t i = 0; i < task.digits; ++i) {
     // The last token of a batch has no logits there: one is put behind for it.
@@ -133,7 +141,8 @@ Batch Trainer::roll_out(const StepSettings& settings, at::Generator& generator) 
 Batch Trainer::draw(const StepSettings& settings) const {
   at::Generator generator = generator_of_step(config_.model.seed, step_);
   if (settings.kind == StepKind::kReinforce) {
-    if (!config_.sorting) throw InputError("a reinforce step on text, wanted the task sorting, which has a reward");
+    if (!config_.sorting)
+      throw InputError("a reinforce step on text, wanted the task sorting, which has a reward");
     return roll_out(settings, generator);
   }
   if (!config_.sorting) return on_device(text_batch(config_.text, text_, generator));
@@ -149,9 +158,10 @@ const Batch& Trainer::batch() const {
 std::vector<HeadFacts> Trainer::observe() const {
   const at::NoGradGuard guard;
   std::vector<HeadFacts> facts;
-  const auto look = [&](std::int64_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
-                        const Geometry& geometry) {
-    const std::vector<HeadFacts> of_layer = head_facts(rounded_to(q, config_.format), rounded_to(k, config_.format), sinks, geometry);
+  const auto look = [&](std::int64_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& sinks, const Geometry& geometry) {
+    const std::vector<HeadFacts> of_layer =
+        head_facts(rounded_to(q, config_.format), rounded_to(k, config_.format), sinks, geometry);
     facts.insert(facts.end(), of_layer.begin(), of_layer.end());
     return exact_attention(q, k, v, sinks, geometry);
   };
@@ -170,7 +180,8 @@ StepResult Trainer::gradient(const StepSettings& settings) {
   for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
   result.gradient_norm = std::sqrt(sum_of(squared));
   if (settings.observe) result.heads = observe();
-  if (settings.kind == StepKind::kReinforce) result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
+  if (settings.kind == StepKind::kReinforce)
+    result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
   gradient_ = std::move(gradient.of);
   return result;
 }
@@ -198,7 +209,8 @@ void Trainer::apply(const StepSettings& settings) {
   gradient_.clear();
 }
 
-std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths, const StepSettings& settings) {
+std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths,
+                                          const StepSettings& settings) {
   const Gradient exact = gradient_through(attention_of("exact"), settings);
   const std::vector<double> exact_squared = dot_by_block(model_, exact.of, exact.of);
   const std::vector<Block> blocks = blocks_of(config_.model);

@@ -16,7 +16,6 @@
 
 namespace sinkscope::lab {
 
-
 class Trainer final : public Lab {
  public:
   Trainer(const LabConfig& config, FindPath find_path);
@@ -25,7 +24,8 @@ class Trainer final : public Lab {
   std::int64_t parameters() const override;
   StepResult gradient(const StepSettings& settings) override;
   void apply(const StepSettings& settings) override;
-  std::vector<ReplayedPath> replay(const std::vector<std::string>& paths, const StepSettings& settings) override;
+  std::vector<ReplayedPath> replay(const std::vector<std::string>& paths,
+                                   const StepSettings& settings) override;
   void capture_batch(const std::string& path) override;
   void capture_attention(std::int64_t layer, const std::string& path, const StepSettings& settings) override;
   void save(const std::string& path) const override;
@@ -38,7 +38,7 @@ class Trainer final : public Lab {
  private:
   struct Gradient {
     double loss = 0;
-    at::Tensor log_probs;  // of the batch's targets
+    at::Tensor log_probs;        // of the batch's targets
     std::vector<at::Tensor> of;  // by parameter
   };
 
