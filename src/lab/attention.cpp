@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/lab/attention.hpp"
 
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lab's files: captures, checkpoints, models, all safetensors.
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 #include <cstring>
 #include <torch/csrc/autograd/autograd.h>
