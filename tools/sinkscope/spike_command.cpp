@@ -30,7 +30,8 @@ void list_scenarios() {
   for (const std::string& name : scenario_names()) {
     const Scenario scenario = read_scenario(find_scenario(name));
     fmt::print("{:<24} {}\n", name, scenario.summary);
-    for (const RunPlan& run : scenario.runs) fmt::print("{:<24}   {}, {} steps\n", "", run.name, steps_of(run));
+    for (const RunPlan& run : scenario.runs)
+      fmt::print("{:<24}   {}, {} steps\n", "", run.name, steps_of(run));
   }
 }
 
@@ -79,7 +80,8 @@ RunRecord train(SpikeArguments& arguments, const Context& context) {
 }
 
 void run_spike(SpikeArguments& arguments, Context& context) {
-  const int asked = (arguments.list ? 1 : 0) + (arguments.show.empty() ? 0 : 1) + (arguments.scenario.empty() ? 0 : 1);
+  const int asked =
+      (arguments.list ? 1 : 0) + (arguments.show.empty() ? 0 : 1) + (arguments.scenario.empty() ? 0 : 1);
   if (asked != 1) throw InputError("spike wants exactly one of SCENARIO, --list and --show RECORD");
   if (arguments.list) {
     list_scenarios();
@@ -98,10 +100,11 @@ void run_spike(SpikeArguments& arguments, Context& context) {
 }  // namespace
 
 void add_spike_command(CLI::App& app, Context& context) {
-  CLI::App* command =
-      app.add_subcommand("spike", "Train a small model through several attentions, and explain its gradient spikes");
+  CLI::App* command = app.add_subcommand(
+      "spike", "Train a small model through several attentions, and explain its gradient spikes");
   auto arguments = std::make_shared<SpikeArguments>();
-  command->add_option("SCENARIO", arguments->scenario, "A scenario file, or the name of one that comes with the tool");
+  command->add_option("SCENARIO", arguments->scenario,
+                      "A scenario file, or the name of one that comes with the tool");
   command->add_flag("--list", arguments->list, "List the scenarios that come with the tool, and their runs");
   command->add_option("--show", arguments->show, "Show the record of an earlier training, finished or not");
   command->add_option("-o,--output", arguments->options.output,
