@@ -31,12 +31,18 @@ double mean(std::vector<double>::const_iterator first, std::vector<double>::cons
   return std::accumulate(first, last, 0.0) / static_cast<double>(last - first);
 }
 
+// A policy gradient's loss is zero but for rounding.
+std::string number(double value) {
+  constexpr double kNothing = 1e-6;
+  return fmt::format("{:.3g}", std::abs(value) < kNothing ? 0 : value);
+}
+
 // "1.18 -> 0.29"
 std::string ends(const std::vector<double>& values) {
   if (values.empty()) return "-";
   const auto count = static_cast<std::ptrdiff_t>(std::min(kEnds, values.size()));
-  return fmt::format("{:.3g} -> {:.3g}", mean(values.begin(), values.begin() + count),
-                     mean(values.end() - count, values.end()));
+  return number(mean(values.begin(), values.begin() + count)) + " -> " +
+         number(mean(values.end() - count, values.end()));
 }
 
 std::string run_line(const TrainingRun& run) {
@@ -54,31 +60,60 @@ std::string rollout_sentence(const TrainingRun& run) {
   const std::vector<double> gaps = column(run, &StepRow::log_prob_gap);
   const std::vector<double> ratios = column(run, &StepRow::ratio_max);
   const std::vector<double> samples = column(run, &StepRow::effective_samples);
-  if (gaps.empty() || ratios.empty() || samples.empty()) return "";
+  if (gaps.empty() || ratios.empty() || samples.empty() || run.rollout_path.empty()) return "";
   return fmt::format(
-      "  - {}: rolled out through {}, trained through {}: mean |log-probability gap| {} (first and last "
-      "steps), importance "
-      "ratios up to {:.3g}, effective sample size down to {:.2f} of the samples\n",
+      "  - {}: rolled out through {}, trained through {}: mean |log-probability gap| {}, importance ratios "
+      "up to {:.3g}, "
+      "effective sample size down to {:.2f}\n",
       run.name, run.rollout_path, run.training_path, ends(gaps),
       *std::max_element(ratios.begin(), ratios.end()), *std::min_element(samples.begin(), samples.end()));
 }
 
-std::string error_sentences(const TrainingRun& run) {
-  std::string sentences;
-  for (const std::string& path : compared_paths(run)) {
-    std::vector<std::string> parts;
-    for (const GradientError& of : worst_errors(run, path)) {
-      if (of.block.tensor == "sink" && of.gain == 0) {
-        parts.emplace_back("the sinks get no gradient");
-        continue;
-      }
-      parts.push_back(fmt::format("{} off by {:.2g} (length x {:.3g}, step {})", text(of.block), of.error,
-                                  of.gain, of.step));
-    }
-    sentences += fmt::format("  - {}, gradient of {} beside exact attention's, worst heads: {}\n", run.name,
-                             path, fmt::join(parts, "; "));
+// "0.013 x0.99 layer 0 head 2"
+std::string error_text(const GradientError& of) {
+  if (of.block.tensor == "sink" && of.gain == 0) return "no gradient";
+  return fmt::format("{:.2g} x{:.3g} layer {} {}{}", of.error, of.gain, of.block.layer,
+                     of.block.tensor == "k" || of.block.tensor == "v" ? "kv " : "head ", of.block.head);
+}
+
+std::string error_line(const std::string& run, const std::string& path,
+                       const std::vector<GradientError>& errors) {
+  std::string line = fmt::format("  {:<22} {:<26}", run, path);
+  for (const char* tensor : {"q", "k", "v", "sink"}) {
+    const auto same = [&](const GradientError& of) { return of.block.tensor == tensor; };
+    const auto found = std::find_if(errors.begin(), errors.end(), same);
+    line += fmt::format(" {:<26}", found == errors.end() ? "-" : error_text(*found));
   }
-  return sentences;
+  return line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+}
+
+std::string error_table(const RunRecord& record) {
+  std::string lines;
+  for (const TrainingRun& run : record.runs) {
+    for (const std::string& path : compared_paths(run))
+      lines += error_line(run.name, path, worst_errors(run, path));
+  }
+  if (lines.empty()) return "";
+  return fmt::format(
+      "  gradients beside exact attention's at the sampled steps: |g - g_e| / |g_e| and length x|g| / |g_e| "
+      "of the worst head\n"
+      "  {:<22} {:<26} {:<26} {:<26} {:<26} {}\n{}",
+      "run", "path", "q", "k", "v", "sink", lines);
+}
+
+// What the worst head of its training path means for a run.
+std::string error_sentence(const TrainingRun& run) {
+  const std::vector<GradientError> errors = worst_errors(run, run.training_path);
+  if (errors.empty()) return "";
+  const auto worst =
+      std::max_element(errors.begin(), errors.end(),
+                       [](const GradientError& a, const GradientError& b) { return a.error < b.error; });
+  const bool sinks_train = errors.back().block.tensor != "sink" || errors.back().gain > 0;
+  return fmt::format(
+      "  - {}: under {} the gradient is off by {:.3g} % of exact attention's in the worst head, {} at step "
+      "{}{}\n",
+      run.name, run.training_path, 100 * worst->error, text(worst->block), worst->step,
+      sinks_train ? "" : ", and the sinks get none");
 }
 
 // The largest shares in size.
@@ -122,8 +157,9 @@ std::string render_runs(const RunRecord& record) {
   text += fmt::format("  {:<22} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", "run", "steps", "loss", "reward",
                       "|g| med", "max", "spikes");
   for (const TrainingRun& run : record.runs) text += run_line(run);
-  for (const TrainingRun& run : record.runs) text += rollout_sentence(run) + error_sentences(run);
+  text += error_table(record);
   for (const TrainingRun& run : record.runs) text += spike_lines(run);
+  for (const TrainingRun& run : record.runs) text += error_sentence(run) + rollout_sentence(run);
   return text;
 }
 
