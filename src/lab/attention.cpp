@@ -28,10 +28,13 @@ at::ScalarType scalar_type(DType dtype) {
   }
 }
 
-// [s, s] booleans: which key a row does not see.
-at::Tensor hidden_keys(std::int64_t s, const Geometry& geometry, at::Device device) {
-  const at::Tensor at_ = at::arange(s, at::TensorOptions().device(device));
-  const at::Tensor back = at_.unsqueeze(1) - at_.unsqueeze(0);  // rows from a key to its row
+// [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
+at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device) {
+  const auto numbered = [&](std::int64_t from, std::int64_t to) {
+    return at::arange(from, to, at::TensorOptions().device(device));
+  };
+  const at::Tensor back =
+      numbered(sk - sq, sk).unsqueeze(1) - numbered(0, sk).unsqueeze(0);  // rows from a key to its row
   at::Tensor hidden = back < 0;
   if (geometry.window > 0) hidden = hidden | (back >= geometry.window);
   if (geometry.docs.empty()) return hidden;
@@ -47,7 +50,7 @@ double scale_of(const at::Tensor& q) {
   return 1 / std::sqrt(static_cast<double>(q.size(3)));
 }
 
-// Scaled scores [b, hkv, group, s, s] with -inf where a key is hidden, and the sinks beside them [1, hkv, group, 1, 1].
+// Scaled scores [b, hkv, group, sq, sk] with -inf where a key is hidden, and the sinks beside them [1, hkv, group, 1, 1].
 struct Scores {
   at::Tensor scores, sinks, lse;
 };
@@ -57,7 +60,7 @@ Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sin
   const at::Tensor grouped = q.reshape({b, hkv, hq / hkv, s, d});
   Scores found;
   found.scores = at::matmul(grouped, k.unsqueeze(2).transpose(-1, -2)) * scale_of(q);
-  found.scores = found.scores.masked_fill(hidden_keys(s, geometry, q.device()), kHidden);
+  found.scores = found.scores.masked_fill(hidden_keys(s, k.size(2), geometry, q.device()), kHidden);
   found.sinks = sinks.to(q.scalar_type()).view({1, hkv, hq / hkv, 1, 1});
   found.lse = at::logaddexp(at::logsumexp(found.scores, {-1}, true), found.sinks);
   return found;
@@ -147,10 +150,11 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   s.b = q.size(0);
   s.hq = q.size(1);
   s.hkv = k.size(1);
-  s.sq = s.sk = q.size(2);
+  s.sq = q.size(2);
+  s.sk = k.size(2);
   s.d = q.size(3);
   s.dtype = format;
-  s.window = geometry.window < s.sq ? geometry.window : 0;
+  s.window = geometry.window < s.sk ? geometry.window : 0;
   s.docs = geometry.docs;
   s.scale = scale_of(q);
   c.problem.residual = format != DType::kFp32;

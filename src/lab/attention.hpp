@@ -18,7 +18,8 @@ struct Attention {
   DType format = DType::kBf16;
   int threads = 0;
 
-  // q [b, hq, s, d], k and v [b, hkv, s, d], sinks [hq], all fp32, to out [b, hq, s, d] fp32; differentiable. Throws InputError
+  // q [b, hq, sq, d], k and v [b, hkv, sk, d], sinks [hq], all fp32, to out [b, hq, sq, d] fp32; differentiable, and then this
+  // must live as long as the graph. The rows are those of the last keys. Throws InputError
   // where the path cannot compute this.
   at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& sinks, const Geometry& geometry) const;

@@ -114,21 +114,41 @@ Batch Trainer::on_device(Batch batch) const {
   return batch;
 }
 
-// Answers sampled token by token through the rollout path; the old log-probabilities are those of the whole sequences.
+// Answers to prompts, sampled token by token with the keys and values of earlier tokens kept.
+at::Tensor Trainer::sample(const at::Tensor& prompts, const Attention& attention,
+                           at::Generator& generator) const {
+  std::vector<at::Tensor> keys(static_cast<std::size_t>(config_.model.layers)), values(keys.size());
+  const auto with_earlier = [&](std::int64_t layer, const at::Tensor& q, const at::Tensor& k,
+                                const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
+    const auto join = [](at::Tensor& earlier, const at::Tensor& now) {
+      earlier = earlier.defined() ? at::cat({earlier, now}, 2) : now;
+      return earlier;
+    };
+    const auto index = static_cast<std::size_t>(layer);
+    return attention(q, join(keys[index], k), join(values[index], v), sinks, geometry);
+  };
+  std::vector<at::Tensor> answers;
+  Tokens tokens;
+  tokens.ids = prompts.to(model_.device());
+  tokens.positions =
+      at::arange(prompts.size(1), at::kLong).unsqueeze(0).expand_as(prompts).to(model_.device());
+  for (std::int64_t i = 0; i < config_.sort.digits; ++i) {
+    const at::Tensor logits = model_.forward(tokens, with_earlier).select(1, -1).to(at::kCPU);
+    answers.push_back(at::multinomial(at::softmax(logits, -1), 1, false, generator));
+    tokens.ids = answers.back().to(model_.device());
+    tokens.positions = tokens.positions.slice(1, tokens.positions.size(1) - 1) + 1;
+  }
+  return at::cat(answers, 1);
+}
+
+// Rollouts with their advantages; the old log-probabilities are those of the whole sequences through the rollout path.
 Batch Trainer::roll_out(const StepSettings& settings, at::Generator& generator) const {
   const at::NoGradGuard guard;
   const SortingTask& task = config_.sort;
   const Attention attention = attention_of(settings.rollout_path);
   const at::Tensor prompts =
       sorting_prompts(task, task.prompts, generator).repeat_interleave(task.rollouts, 0);
-  at::Tensor answers = at::empty({prompts.size(0), 0}, at::kLong);
-  for (std::int64_t i = 0; i < task.digits; ++i) {
-    // The last token of a batch has no logits there: one is put behind for it.
-    const at::Tensor more = at::zeros({prompts.size(0), 1}, at::kLong);
-    const Batch so_far = on_device(sorting_batch(prompts, at::cat({answers, more}, 1)));
-    const at::Tensor logits = forward(so_far.tokens, attention).select(1, -1).to(at::kCPU);
-    answers = at::cat({answers, at::multinomial(at::softmax(logits, -1), 1, false, generator)}, 1);
-  }
+  const at::Tensor answers = sample(prompts, attention, generator);
   const at::Tensor rewards = sorting_rewards(prompts, answers);
   Batch batch = sorting_batch(prompts, answers);
   batch.advantages = group_advantages(rewards, task.rollouts);

@@ -46,6 +46,7 @@ class Trainer final : public Lab {
   at::Tensor forward(const Tokens& tokens, const Attention& attention) const;
   Gradient gradient_through(const Attention& attention, const StepSettings& settings) const;
   Batch draw(const StepSettings& settings) const;
+  at::Tensor sample(const at::Tensor& prompts, const Attention& attention, at::Generator& generator) const;
   Batch roll_out(const StepSettings& settings, at::Generator& generator) const;
   Batch on_device(Batch batch) const;
   std::vector<HeadFacts> observe() const;
