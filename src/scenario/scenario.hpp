@@ -19,7 +19,7 @@ struct Phase {
 
 // What is looked at beside the training. 0: never.
 struct Watching {
-  std::int64_t observe_every = 1;      // sink mass, gain, entropy, logits
+  std::int64_t observe_every = 5;      // sink mass, gain, entropy, logits
   std::int64_t exact_every = 10;       // counterfactual gradients
   std::vector<std::string> paths;      // of those, beside the training path and exact attention
   std::int64_t checkpoint_every = 25;  // a run that ends early goes on from there
