@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `spike`: training runs of a scenario, watched, recorded, explained and judged.
+#include <algorithm>
 #include <memory>
 
 #include "fmt/format.h"
@@ -51,6 +52,18 @@ std::string stage_of(std::int64_t done, std::int64_t of, const StepRow& row) {
   return fmt::format("step {}/{}, loss {:.4g}{}, |g| {:.3g}", done, of, row.loss, reward, row.gradient_norm);
 }
 
+// What will be trained, in its order.
+std::vector<std::string> run_names(const Scenario& scenario, const StudyOptions& options) {
+  std::vector<std::string> names;
+  if (!scenario.start.phases.empty()) names.push_back(scenario.start.name);
+  for (const RunPlan& run : scenario.runs) {
+    const auto& chosen = options.runs;
+    if (chosen.empty() || std::find(chosen.begin(), chosen.end(), run.name) != chosen.end())
+      names.push_back(run.name);
+  }
+  return names;
+}
+
 RunRecord train(SpikeArguments& arguments, const Context& context) {
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
   Scenario scenario = read_scenario(find_scenario(arguments.scenario));
@@ -63,13 +76,10 @@ RunRecord train(SpikeArguments& arguments, const Context& context) {
   say_when_interrupted(
       fmt::format("{} is kept: --resume goes on with it", partial_run_record(options.output)));
   torch_module();  // its version belongs to what the record says of the machine
-  const std::size_t chosen = options.runs.empty() ? scenario.runs.size() : options.runs.size();
-  ProgressLine progress(!arguments.quiet, chosen + (scenario.start.phases.empty() ? 0 : 1));
-  std::string last;
-  std::size_t index = 0;
+  const std::vector<std::string> runs = run_names(scenario, options);
+  ProgressLine progress(!arguments.quiet, runs.size());
   const auto show = [&](const std::string& run, std::int64_t done, std::int64_t of, const StepRow& row) {
-    if (!last.empty() && run != last) progress.start_case(++index);
-    last = run;
+    progress.start_case(static_cast<std::size_t>(std::find(runs.begin(), runs.end(), run) - runs.begin()));
     progress.update(run, stage_of(done, of, row), static_cast<double>(done) / static_cast<double>(of));
   };
   RunRecord record = run_study(scenario, options, collect_run_info(context.command_line, arguments.threads),
