@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/core/file.hpp"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -30,6 +31,9 @@ struct PendingSlot {
 };
 std::array<PendingSlot, 16> pending_slots;
 
+// What an interrupt says; fixed memory for the same reason.
+std::array<char, 512> interrupt_words = {"nothing was written"};
+
 int take_slot(const std::string& path) {
   if (path.size() >= PendingSlot{}.path.size()) {
     throw InputError(fmt::format("the output path has {} characters, wanted less than {}", path.size(),
@@ -54,8 +58,10 @@ void remove_pending_and_exit(int signal) {
     if (slot.armed) ::unlink(slot.path.data());
   }
   if (signal == SIGINT) {
-    constexpr std::string_view kWords = "\nsinkscope: interrupted, nothing was written\n";
-    [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kWords.data(), kWords.size());
+    const char* const sentence[] = {"\nsinkscope: interrupted, ", interrupt_words.data(), "\n"};
+    for (const char* words : sentence) {
+      [[maybe_unused]] const auto written = ::write(STDERR_FILENO, words, std::strlen(words));
+    }
   }
   ::_exit(128 + signal);
 }
@@ -104,13 +110,15 @@ PendingFile::~PendingFile() {
 }
 
 void PendingFile::commit() {
-  sync_path(temporary_path_, O_RDONLY);
-  if (::rename(temporary_path_.c_str(), final_path_.c_str()) != 0) {
-    throw EnvironmentError(
-        fmt::format("{} could not be put in place: {}", final_path_, std::strerror(errno)));
-  }
+  put_in_place(temporary_path_, final_path_);
   committed_ = true;
-  const std::string folder = std::filesystem::path(final_path_).parent_path().string();
+}
+
+void put_in_place(const std::string& from, const std::string& to) {
+  sync_path(from, O_RDONLY);
+  if (::rename(from.c_str(), to.c_str()) != 0)
+    throw EnvironmentError(fmt::format("{} could not be put in place: {}", to, std::strerror(errno)));
+  const std::string folder = std::filesystem::path(to).parent_path().string();
   sync_path(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
 }
 
@@ -133,6 +141,12 @@ std::string read_file(const std::string& path, std::string_view what) {
   std::ostringstream text;
   text << stream.rdbuf();
   return text.str();
+}
+
+void say_when_interrupted(std::string_view words) {
+  const std::size_t length = std::min(words.size(), interrupt_words.size() - 1);
+  std::memcpy(interrupt_words.data(), words.data(), length);
+  interrupt_words[length] = '\0';
 }
 
 void install_interrupt_handler() {

@@ -33,6 +33,10 @@ class PendingFile {
   bool committed_ = false;
 };
 
+// fsync, rename, fsync the folder: what a command that keeps its unfinished file does when it is finished. Throws
+// EnvironmentError with the system's reason.
+void put_in_place(const std::string& from, const std::string& to);
+
 // Writes `text` to `path` through a PendingFile.
 void write_file(const std::string& path, std::string_view text, bool overwrite);
 
@@ -42,5 +46,8 @@ std::string read_file(const std::string& path, std::string_view what);
 
 // SIGINT, SIGTERM and SIGHUP remove every pending file and end the process with 130 (SIGINT) or 128 + signal.
 void install_interrupt_handler();
+
+// What SIGINT then says after "interrupted, ", in place of "nothing was written".
+void say_when_interrupted(std::string_view words);
 
 }  // namespace sinkscope

@@ -25,6 +25,7 @@ void add_generate_command(CLI::App& app, Context& context);
 void add_bench_command(CLI::App& app, Context& context);
 void add_calibrate_command(CLI::App& app, Context& context);
 void add_faults_command(CLI::App& app, Context& context);
+void add_spike_command(CLI::App& app, Context& context);
 void add_document_commands(CLI::App& app, Context& context);
 
 }  // namespace sinkscope::cli

@@ -49,4 +49,13 @@ std::vector<std::string> data_file_names(const std::string& folder, const std::s
   return names;
 }
 
+std::string find_data_path(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path, error)) return path;
+  for (const fs::path& root : roots()) {
+    if (fs::exists(root / path, error)) return (root / path).string();
+  }
+  throw InputError(fmt::format("{} is neither here nor among the files that come with the tool", path));
+}
+
 }  // namespace sinkscope::cli

@@ -22,5 +22,17 @@ inline std::string find_gate(const std::string& name) {
 inline std::string find_suite(const std::string& name) {
   return find_data_file(name, "datasets/suites", ".txt", "suite");
 }
+inline std::string find_scenario(const std::string& name) {
+  return find_data_file(name, "datasets/scenarios", ".toml", "scenario");
+}
+inline std::vector<std::string> scenario_names() {
+  return data_file_names("datasets/scenarios", ".toml");
+}
+inline std::string find_spike_gate(const std::string& name) {
+  return find_data_file(name, "reports/gates/spike", ".toml", "spike gate");
+}
+
+// `path` where it is a file or folder, else that path among the shipped files. Throws InputError.
+std::string find_data_path(const std::string& path);
 
 }  // namespace sinkscope::cli

@@ -60,9 +60,10 @@ int main(int count, char** arguments) {
   sinkscope::cli::Context context;
   context.command_line = joined(count, arguments);
   using namespace sinkscope::cli;
-  for (const auto add : {add_compare_command, add_explain_command, add_gate_command, add_diff_command,
-                         add_list_command, add_info_command, add_generate_command, add_bench_command,
-                         add_calibrate_command, add_faults_command, add_document_commands}) {
+  for (const auto add :
+       {add_compare_command, add_explain_command, add_gate_command, add_diff_command, add_list_command,
+        add_info_command, add_generate_command, add_bench_command, add_calibrate_command, add_faults_command,
+        add_spike_command, add_document_commands}) {
     add(app, context);
   }
   try {

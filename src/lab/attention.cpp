@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/lab/attention.hpp"
+
+#include <ATen/core/grad_mode.h>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "src/core/error.hpp"
+
+namespace sinkscope::lab {
+namespace {
+
+constexpr double kHidden = -std::numeric_limits<double>::infinity();
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBf16:
+      return at::kBFloat16;
+    case DType::kFp16:
+      return at::kHalf;
+    case DType::kFp64:
+      return at::kDouble;
+    default:
+      return at::kFloat;
+  }
+}
+
+// [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
+at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device) {
+  const auto numbered = [&](std::int64_t from, std::int64_t to) {
+    return at::arange(from, to, at::TensorOptions().device(device));
+  };
+  const at::Tensor back =
+      numbered(sk - sq, sk).unsqueeze(1) - numbered(0, sk).unsqueeze(0);  // rows from a key to its row
+  at::Tensor hidden = back < 0;
+  if (geometry.window > 0) hidden = hidden | (back >= geometry.window);
+  if (geometry.docs.empty()) return hidden;
+  std::vector<at::Tensor> numbers;
+  for (std::size_t i = 0; i < geometry.docs.size(); ++i)
+    numbers.push_back(
+        at::full({geometry.docs[i]}, static_cast<double>(i), at::TensorOptions().device(device)));
+  const at::Tensor document = at::cat(numbers);
+  return hidden | (document.unsqueeze(1) != document.unsqueeze(0));
+}
+
+double scale_of(const at::Tensor& q) {
+  return 1 / std::sqrt(static_cast<double>(q.size(3)));
+}
+
+// Scaled scores [b, hkv, group, sq, sk] with -inf where a key is hidden, and the sinks beside them [1, hkv, group, 1, 1].
+struct Scores {
+  at::Tensor scores, sinks, lse;
+};
+Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                 const Geometry& geometry) {
+  const std::int64_t b = q.size(0), hq = q.size(1), s = q.size(2), d = q.size(3), hkv = k.size(1);
+  const at::Tensor grouped = q.reshape({b, hkv, hq / hkv, s, d});
+  Scores found;
+  found.scores = at::matmul(grouped, k.unsqueeze(2).transpose(-1, -2)) * scale_of(q);
+  found.scores = found.scores.masked_fill(hidden_keys(s, k.size(2), geometry, q.device()), kHidden);
+  found.sinks = sinks.to(q.scalar_type()).view({1, hkv, hq / hkv, 1, 1});
+  found.lse = at::logaddexp(at::logsumexp(found.scores, {-1}, true), found.sinks);
+  return found;
+}
+
+std::vector<std::int64_t> sizes(const at::Tensor& t) {
+  return t.sizes().vec();
+}
+
+at::Tensor from_host(const Tensor& tensor) {
+  auto* const data =
+      const_cast<std::byte*>(tensor.data());  // from_blob wants a writable pointer; it is cloned at once
+  return at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype())))
+      .to(at::kFloat, false, true);
+}
+
+Outputs run_path(const Path& path, const Case& c, int threads) {
+  if (const auto reason = path.unsupported(c))
+    throw InputError("path " + path.name + " cannot train this model: " + *reason);
+  PathOptions options;
+  options.threads = threads;
+  return path.run(c, options).outputs;
+}
+
+bool is_fault(const Path& path) {
+  return path.name.starts_with("fault:");
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// A path in the graph. The backward runs the path with its forward once more: a path is one call from inputs to gradients.
+struct PathFunction : torch::autograd::Function<PathFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v, const at::Tensor& sinks, const Attention* attention,
+                            const Geometry* geometry) {
+    context->save_for_backward({q, k, v, sinks});
+    context->saved_data["path"] = reinterpret_cast<std::int64_t>(attention);
+    context->saved_data["docs"] = geometry->docs;
+    context->saved_data["window"] = geometry->window;
+    Case c = case_of(q, k, v, sinks, *geometry, attention->format);
+    // A fault of the gradients is there only where gradients are asked for.
+    if (is_fault(*attention->path)) c.dout = Tensor(attention->format, sizes(q));
+    return from_host(run_path(*attention->path, c, attention->threads).out).to(q.device());
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const auto* attention = reinterpret_cast<const Attention*>(context->saved_data["path"].toInt());
+    const Geometry geometry{context->saved_data["window"].toInt(), context->saved_data["docs"].toIntVector()};
+    Case c = case_of(saved[0], saved[1], saved[2], saved[3], geometry, attention->format);
+    c.dout = to_host(gradients[0], attention->format);
+    const Outputs outputs = run_path(*attention->path, c, attention->threads);
+    const auto device = saved[0].device();
+    const auto back = [&](const Tensor& t, const at::Tensor& like) {
+      return t.given() ? from_host(t).to(device) : at::zeros_like(like);
+    };
+    return {back(outputs.dq, saved[0]),
+            back(outputs.dk, saved[1]),
+            back(outputs.dv, saved[2]),
+            back(outputs.dsinks, saved[3]),
+            at::Tensor(),
+            at::Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor to_host(const at::Tensor& t, DType format) {
+  const at::Tensor host = t.detach().to(at::kCPU, scalar_type(format)).contiguous();
+  Tensor tensor(format, sizes(host));
+  std::memcpy(tensor.data(), host.const_data_ptr(), tensor.bytes());
+  return tensor;
+}
+
+at::Tensor rounded_to(const at::Tensor& t, DType format) {
+  if (format == DType::kFp32) return t;
+  const at::Tensor plain = t.detach();
+  return plain.to(scalar_type(format)).to(at::kFloat) + (t - plain);
+}
+
+Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
+             const Geometry& geometry, DType format) {
+  Case c;
+  c.name = "lab";
+  AttentionShape& s = c.problem.shape;
+  s.b = q.size(0);
+  s.hq = q.size(1);
+  s.hkv = k.size(1);
+  s.sq = q.size(2);
+  s.sk = k.size(2);
+  s.d = q.size(3);
+  s.dtype = format;
+  s.window = geometry.window < s.sk ? geometry.window : 0;
+  s.docs = geometry.docs;
+  s.scale = scale_of(q);
+  c.problem.residual = format != DType::kFp32;
+  c.q = to_host(q, format);
+  c.k = to_host(k, format);
+  c.v = to_host(v, format);
+  if (sinks.defined()) c.sinks = to_host(sinks, DType::kFp32);
+  return c;
+}
+
+at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& sinks, const Geometry& geometry) {
+  const Scores found = scores_of(q.to(at::kDouble), k.to(at::kDouble), sinks, geometry);
+  const at::Tensor p = at::exp(found.scores - found.lse);
+  return at::matmul(p, v.to(at::kDouble).unsqueeze(2)).reshape(q.sizes()).to(at::kFloat);
+}
+
+Path exact_path() {
+  Path path;
+  path.name = "exact";
+  path.summary = "double precision, gradients too";
+  path.backends = "libtorch";
+  path.unsupported = [](const Case&) { return std::nullopt; };
+  path.run = [](const Case& c, const PathOptions&) {
+    const at::AutoGradMode differentiable(true);
+    const auto leaf = [](const Tensor& t) { return from_host(t).to(at::kDouble).requires_grad_(); };
+    const at::Tensor q = leaf(c.q), k = leaf(c.k), v = leaf(c.v);
+    const at::Tensor sinks = c.sinks.given()
+                                 ? leaf(c.sinks)
+                                 : at::full({q.size(1)}, kHidden, at::TensorOptions().dtype(at::kDouble));
+    const Geometry geometry{c.problem.shape.window, c.problem.shape.docs};
+    const Scores found = scores_of(q, k, sinks, geometry);
+    const at::Tensor out = at::matmul(at::exp(found.scores - found.lse), v.unsqueeze(2)).reshape(q.sizes());
+    PathRun run;
+    run.backend = "libtorch float64";
+    run.outputs.out = to_host(out, DType::kFp32);
+    run.outputs.lse = to_host(found.lse.reshape({q.size(0), q.size(1), q.size(2)}), DType::kFp32);
+    if (!c.dout.given()) return run;
+    std::vector<at::Tensor> inputs = {q, k, v};
+    if (c.sinks.given()) inputs.push_back(sinks);
+    const variable_list gradients = torch::autograd::grad({out}, inputs, {from_host(c.dout).to(at::kDouble)});
+    run.outputs.dq = to_host(gradients[0], DType::kFp32);
+    run.outputs.dk = to_host(gradients[1], DType::kFp32);
+    run.outputs.dv = to_host(gradients[2], DType::kFp32);
+    if (c.sinks.given()) run.outputs.dsinks = to_host(gradients[3], DType::kFp32);
+    return run;
+  };
+  return path;
+}
+
+at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const at::Tensor& sinks, const Geometry& geometry) const {
+  const at::Tensor rq = rounded_to(q, format), rk = rounded_to(k, format), rv = rounded_to(v, format);
+  if (!path) return exact_attention(rq, rk, rv, sinks, geometry);
+  return PathFunction::apply(rq, rk, rv, sinks, this, &geometry);
+}
+
+std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                                  const Geometry& geometry) {
+  const at::NoGradGuard guard;
+  const Scores found = scores_of(q, k, sinks, geometry);
+  const at::Tensor p = at::exp(found.scores - found.lse), sink = at::exp(found.sinks - found.lse);
+  const at::Tensor logs = (found.scores - found.lse).masked_fill(p == 0, 0);
+  const at::Tensor entropy = -(p * logs).sum(-1, true) - sink * (found.sinks - found.lse);
+  const auto per_head = [](const at::Tensor& t) {
+    return t.mean({0, 3, 4}).flatten().to(at::kCPU, at::kDouble);
+  };
+  const at::Tensor mass = per_head(sink), gain = per_head(1 / (1 - sink)), nats = per_head(entropy);
+  const at::Tensor largest = at::amax(found.scores, {0, 3, 4}).flatten().to(at::kCPU, at::kDouble);
+  std::vector<HeadFacts> facts;
+  for (std::int64_t h = 0; h < q.size(1); ++h)
+    facts.push_back(
+        {mass[h].item<double>(), gain[h].item<double>(), nats[h].item<double>(), largest[h].item<double>()});
+  return facts;
+}
+
+}  // namespace sinkscope::lab

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// A layer's attention in the training graph: through any path of the tree, or in double precision.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <optional>
+#include <vector>
+
+#include "src/inputs/path.hpp"
+#include "src/lab/geometry.hpp"
+#include "src/lab/lab.hpp"
+
+namespace sinkscope::lab {
+
+// How attention is computed: q, k, v are rounded to `format` (their gradients pass as they are), all else depends on the path.
+struct Attention {
+  std::optional<Path> path;  // nothing: `exact_attention`
+  DType format = DType::kBf16;
+  int threads = 0;
+
+  // q [b, hq, sq, d], k and v [b, hkv, sk, d], sinks [hq], all fp32, to out [b, hq, sq, d] fp32; differentiable, and then this
+  // must live as long as the graph. The rows are those of the last keys. Throws InputError
+  // where the path cannot compute this.
+  at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& sinks, const Geometry& geometry) const;
+};
+
+// Softmax attention with a sink, causal, in float64 with float64 gradients; out comes back in fp32.
+at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& sinks, const Geometry& geometry);
+
+// The same as a path on cases, so that faults can be planted around it. Its outputs are fp32.
+Path exact_path();
+
+// `t` rounded to the format, in fp32; the gradient passes unrounded.
+at::Tensor rounded_to(const at::Tensor& t, DType format);
+
+// A call as a case, without its gradients' inputs: rounds to `format`. Tensors may be on any device.
+Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
+             const Geometry& geometry, DType format);
+Tensor to_host(const at::Tensor& t, DType format);
+
+// One per query head, means over batch and rows, from fp32 scores of the rounded q and k.
+std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
+                                  const Geometry& geometry);
+
+}  // namespace sinkscope::lab

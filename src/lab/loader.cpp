@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
+#include <dlfcn.h>
+#include <filesystem>
+#include <vector>
+
+#include "fmt/format.h"
+
+#include "src/core/error.hpp"
+#include "src/faults/fault.hpp"
+#include "src/lab/entry.hpp"
+#include "src/paths/table.hpp"
+
+namespace sinkscope::lab {
+namespace {
+
+constexpr const char* kFileName = "sinkscope_lab.so";
+
+struct Module {
+  OpenLab open = nullptr;
+  std::string unavailable;
+};
+
+Module load() {
+  std::error_code error;
+  const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  // A test program stands one folder below the command.
+  const std::vector<std::filesystem::path> places = {folder / kFileName,
+                                                     folder.parent_path() / "lib" / "sinkscope" / kFileName,
+                                                     folder.parent_path() / kFileName};
+  for (const std::filesystem::path& path : places) {
+    if (!std::filesystem::exists(path, error)) continue;
+    // Two pools of threads take turns here: libtorch's must not spin while the kernel's work.
+    setenv("OMP_WAIT_POLICY", "passive", 0);
+    void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      const char* reason = dlerror();
+      return {nullptr, fmt::format("the spike lab could not be loaded: {}",
+                                   reason == nullptr ? "unknown reason" : reason)};
+    }
+    const auto open = reinterpret_cast<OpenLab>(dlsym(library, kOpenLab));
+    if (open == nullptr) return {nullptr, fmt::format("{} is not a spike lab of sinkscope", path.string())};
+    return {open, ""};
+  }
+  return {nullptr,
+          fmt::format("the spike lab needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)",
+                      kFileName)};
+}
+
+const Module& module() {
+  static const Module kModule = load();
+  return kModule;
+}
+
+// A layer in which a mistake cannot be seen (a window's in a layer without one) is computed by the healthy path.
+Path where_visible(const Path& fault, const Path& healthy) {
+  Path path = fault;
+  path.unsupported = healthy.unsupported;
+  path.run = [fault, healthy](const Case& c, const PathOptions& options) {
+    return fault.unsupported(c) ? healthy.run(c, options) : fault.run(c, options);
+  };
+  return path;
+}
+
+// fault:NAME:PATH may hold another fault, or exact attention, which no table has.
+Path find(const std::string& name, const Path& exact) {
+  if (name == "exact") return exact;
+  constexpr std::string_view kFault = "fault:";
+  if (!name.starts_with(kFault)) return find_path(name, Case{});
+  const std::size_t colon = name.find(':', kFault.size());
+  if (colon == std::string::npos) throw InputError(fmt::format("path is '{}', wanted fault:NAME:PATH", name));
+  const Path healthy = find(name.substr(colon + 1), exact);
+  return where_visible(plant_by_name(name.substr(kFault.size(), colon - kFault.size()), healthy), healthy);
+}
+
+}  // namespace
+
+std::string why_no_lab() {
+  return module().unavailable;
+}
+
+std::unique_ptr<Lab> open_lab(const LabConfig& config) {
+  if (module().open == nullptr) throw EnvironmentError(module().unavailable);
+  const FindPath finder = find;
+  return std::unique_ptr<Lab>(module().open(&config, &finder));
+}
+
+}  // namespace sinkscope::lab

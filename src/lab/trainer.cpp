@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/lab/trainer.hpp"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <thread>
+#include <torch/csrc/autograd/autograd.h>
+#include <utility>
+
+#include "src/core/error.hpp"
+#include "src/lab/gradient_blocks.hpp"
+
+namespace sinkscope::lab {
+namespace {
+
+// The randomness of a step follows from the seed and its number alone, so that there is no state to keep (SplitMix64,
+// Steele et al., 2014).
+at::Generator generator_of_step(std::uint64_t seed, std::int64_t step) {
+  std::uint64_t z = seed + 0x9e3779b97f4a7c15ULL * static_cast<std::uint64_t>(step + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return at::detail::createCPUGenerator(z ^ (z >> 31));
+}
+
+double sum_of(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum;
+}
+
+void check(const LabConfig& config) {
+  const ModelShape& m = config.model;
+  const auto want = [](bool good, const std::string& seen) {
+    if (!good) throw InputError("model: " + seen);
+  };
+  want(m.layers > 0 && m.width > 0 && m.hkv > 0 && m.d > 0 && m.intermediate > 0,
+       "a size is not positive, wanted all to be");
+  want(m.hq % m.hkv == 0 && m.hq > 0,
+       "hq is " + std::to_string(m.hq) + " and hkv " + std::to_string(m.hkv) + ", wanted a multiple");
+  want(m.d % 2 == 0, "d is " + std::to_string(m.d) + ", wanted an even number");
+  want(m.experts_per_token >= 1 && m.experts_per_token <= m.experts,
+       "experts_per_token is " + std::to_string(m.experts_per_token) + ", wanted 1 to experts " +
+           std::to_string(m.experts));
+  const std::int64_t least = config.sorting ? kSortingVocabulary : 256;
+  want(m.vocabulary >= least, "vocabulary is " + std::to_string(m.vocabulary) + ", wanted at least " +
+                                  std::to_string(least) + " for this task");
+}
+
+LabConfig checked(const LabConfig& config) {
+  check(config);
+  return config;
+}
+
+}  // namespace
+
+Trainer::Trainer(const LabConfig& config, FindPath find_path)
+    : config_(checked(config)),
+      find_path_(std::move(find_path)),
+      model_(config.model, config.cuda ? at::kCUDA : at::kCPU) {
+  at::set_num_threads(config.threads > 0 ? config.threads
+                                         : static_cast<int>(std::thread::hardware_concurrency()));
+  if (!config.sorting) text_ = read_text(config.text.path);
+  for (const Parameter& parameter : model_.parameters()) {
+    first_.push_back(at::zeros_like(parameter.value).detach());
+    second_.push_back(at::zeros_like(parameter.value).detach());
+  }
+}
+
+std::int64_t Trainer::parameters() const {
+  std::int64_t count = 0;
+  for (const Parameter& parameter : model_.parameters()) count += parameter.value.numel();
+  return count;
+}
+
+Attention Trainer::attention_of(const std::string& name) const {
+  Attention attention;
+  attention.format = config_.format;
+  attention.threads = config_.threads;
+  if (name != "exact") attention.path = find_path_(name, exact_path());
+  return attention;
+}
+
+at::Tensor Trainer::forward(const Tokens& tokens, const Attention& attention) const {
+  return model_.forward(tokens, [&](std::int64_t, const at::Tensor& q, const at::Tensor& k,
+                                    const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
+    return attention(q, k, v, sinks, geometry);
+  });
+}
+
+Trainer::Gradient Trainer::gradient_through(const Attention& attention, const StepSettings& settings) const {
+  const at::AutoGradMode differentiable(true);
+  std::vector<at::Tensor> weights;
+  for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value);
+  Gradient gradient;
+  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention), batch());
+  const at::Tensor loss = loss_of(log_probs, batch(), settings);
+  gradient.of = torch::autograd::grad({loss}, weights, {}, std::nullopt, false, true);
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    if (!gradient.of[i].defined()) gradient.of[i] = at::zeros_like(weights[i]);
+  gradient.loss = loss.item<double>();
+  gradient.log_probs = log_probs.detach();
+  return gradient;
+}
+
+Batch Trainer::on_device(Batch batch) const {
+  Tokens& tokens = batch.tokens;
+  for (at::Tensor* t : {&tokens.ids, &tokens.positions, &batch.targets, &batch.counted, &batch.advantages,
+                        &batch.old_log_probs})
+    if (t->defined()) *t = t->to(model_.device());
+  return batch;
+}
+
+// Answers to prompts, sampled token by token with the keys and values of earlier tokens kept.
+at::Tensor Trainer::sample(const at::Tensor& prompts, const Attention& attention,
+                           at::Generator& generator) const {
+  std::vector<at::Tensor> keys(static_cast<std::size_t>(config_.model.layers)), values(keys.size());
+  const auto with_earlier = [&](std::int64_t layer, const at::Tensor& q, const at::Tensor& k,
+                                const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
+    const auto join = [](at::Tensor& earlier, const at::Tensor& now) {
+      earlier = earlier.defined() ? at::cat({earlier, now}, 2) : now;
+      return earlier;
+    };
+    const auto index = static_cast<std::size_t>(layer);
+    return attention(q, join(keys[index], k), join(values[index], v), sinks, geometry);
+  };
+  std::vector<at::Tensor> answers;
+  Tokens tokens;
+  tokens.ids = prompts.to(model_.device());
+  tokens.positions =
+      at::arange(prompts.size(1), at::kLong).unsqueeze(0).expand_as(prompts).to(model_.device());
+  for (std::int64_t i = 0; i < config_.sort.digits; ++i) {
+    const at::Tensor logits = model_.forward(tokens, with_earlier).select(1, -1).to(at::kCPU);
+    answers.push_back(at::multinomial(at::softmax(logits, -1), 1, false, generator));
+    tokens.ids = answers.back().to(model_.device());
+    tokens.positions = tokens.positions.slice(1, tokens.positions.size(1) - 1) + 1;
+  }
+  return at::cat(answers, 1);
+}
+
+// Rollouts with their advantages; the old log-probabilities are those of the whole sequences through the rollout path.
+Batch Trainer::roll_out(const StepSettings& settings, at::Generator& generator) const {
+  const at::NoGradGuard guard;
+  const SortingTask& task = config_.sort;
+  const Attention attention = attention_of(settings.rollout_path);
+  const at::Tensor prompts =
+      sorting_prompts(task, task.prompts, generator).repeat_interleave(task.rollouts, 0);
+  const at::Tensor answers = sample(prompts, attention, generator);
+  const at::Tensor rewards = sorting_rewards(prompts, answers);
+  Batch batch = sorting_batch(prompts, answers);
+  batch.advantages = group_advantages(rewards, task.rollouts);
+  batch.reward = rewards.mean().item<double>();
+  batch = on_device(std::move(batch));
+  batch.old_log_probs = log_probs_of(forward(batch.tokens, attention), batch);
+  return batch;
+}
+
+Batch Trainer::draw(const StepSettings& settings) const {
+  at::Generator generator = generator_of_step(config_.model.seed, step_);
+  if (settings.kind == StepKind::kReinforce) {
+    if (!config_.sorting)
+      throw InputError("a reinforce step on text, wanted the task sorting, which has a reward");
+    return roll_out(settings, generator);
+  }
+  if (!config_.sorting) return on_device(text_batch(config_.text, text_, generator));
+  const at::Tensor prompts = sorting_prompts(config_.sort, config_.sort.batch, generator);
+  return on_device(sorting_batch(prompts, sorted_answers(prompts)));
+}
+
+const Batch& Trainer::batch() const {
+  if (!batch_) throw std::logic_error("no batch at hand, wanted gradient() first");
+  return *batch_;
+}
+
+std::vector<HeadFacts> Trainer::observe() const {
+  const at::NoGradGuard guard;
+  std::vector<HeadFacts> facts;
+  const auto look = [&](std::int64_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& sinks, const Geometry& geometry) {
+    const std::vector<HeadFacts> of_layer =
+        head_facts(rounded_to(q, config_.format), rounded_to(k, config_.format), sinks, geometry);
+    facts.insert(facts.end(), of_layer.begin(), of_layer.end());
+    return exact_attention(q, k, v, sinks, geometry);
+  };
+  model_.forward(batch().tokens, look);
+  return facts;
+}
+
+StepResult Trainer::gradient(const StepSettings& settings) {
+  batch_ = draw(settings);
+  Gradient gradient = gradient_through(attention_of(settings.training_path), settings);
+  StepResult result;
+  result.step = step_;
+  result.loss = gradient.loss;
+  const std::vector<double> squared = dot_by_block(model_, gradient.of, gradient.of);
+  const std::vector<Block> blocks = blocks_of(config_.model);
+  for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
+  result.gradient_norm = std::sqrt(sum_of(squared));
+  if (settings.observe) result.heads = observe();
+  if (settings.kind == StepKind::kReinforce)
+    result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
+  gradient_ = std::move(gradient.of);
+  return result;
+}
+
+void Trainer::apply(const StepSettings& settings) {
+  const at::NoGradGuard guard;
+  if (gradient_.empty()) throw std::logic_error("no gradient at hand, wanted gradient() first");
+  const Optimizer& o = config_.optimizer;
+  const double norm = std::sqrt(sum_of(dot_by_block(model_, gradient_, gradient_)));
+  const double shrink = settings.norm_clip > 0 && norm > settings.norm_clip ? settings.norm_clip / norm : 1;
+  const auto t = static_cast<double>(step_ + 1);
+  const double warm = o.warmup > 0 ? std::min(1.0, t / static_cast<double>(o.warmup)) : 1;
+  const double rate = settings.learning_rate * warm;
+  const double first_bias = 1 - std::pow(o.beta1, t), second_bias = 1 - std::pow(o.beta2, t);
+  for (std::size_t i = 0; i < gradient_.size(); ++i) {
+    const at::Tensor g = gradient_[i] * shrink;
+    first_[i].mul_(o.beta1).add_(g, 1 - o.beta1);
+    second_[i].mul_(o.beta2).addcmul_(g, g, 1 - o.beta2);
+    at::Tensor weight = model_.parameters()[i].value.detach();  // shares its memory
+    weight.mul_(1 - rate * o.weight_decay);
+    weight.addcdiv_(first_[i], (second_[i] / second_bias).sqrt_().add_(o.epsilon), -rate / first_bias);
+  }
+  ++step_;
+  batch_.reset();
+  gradient_.clear();
+}
+
+std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths,
+                                          const StepSettings& settings) {
+  const Gradient exact = gradient_through(attention_of("exact"), settings);
+  const std::vector<double> exact_squared = dot_by_block(model_, exact.of, exact.of);
+  const std::vector<Block> blocks = blocks_of(config_.model);
+  std::vector<ReplayedPath> replayed;
+  for (const std::string& path : paths) {
+    const Gradient through = gradient_through(attention_of(path), settings);
+    std::vector<at::Tensor> difference;
+    for (std::size_t i = 0; i < through.of.size(); ++i) difference.push_back(through.of[i] - exact.of[i]);
+    const std::vector<double> squared = dot_by_block(model_, through.of, through.of);
+    const std::vector<double> off = dot_by_block(model_, difference, difference);
+    ReplayedPath found{path, through.loss, exact.loss, {}};
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      found.blocks.push_back({blocks[i], squared[i], exact_squared[i], off[i]});
+    replayed.push_back(std::move(found));
+  }
+  return replayed;
+}
+
+}  // namespace sinkscope::lab

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The lab itself: a model, its optimizer, its data, and the batch at hand.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/lab/attention.hpp"
+#include "src/lab/batch.hpp"
+#include "src/lab/entry.hpp"
+#include "src/lab/lab.hpp"
+#include "src/lab/model.hpp"
+
+namespace sinkscope::lab {
+
+class Trainer final : public Lab {
+ public:
+  Trainer(const LabConfig& config, FindPath find_path);
+
+  std::int64_t step() const override { return step_; }
+  std::int64_t parameters() const override;
+  StepResult gradient(const StepSettings& settings) override;
+  void apply(const StepSettings& settings) override;
+  std::vector<ReplayedPath> replay(const std::vector<std::string>& paths,
+                                   const StepSettings& settings) override;
+  void capture_batch(const std::string& path) override;
+  void capture_attention(std::int64_t layer, const std::string& path, const StepSettings& settings) override;
+  void save(const std::string& path) const override;
+  void load(const std::string& path) override;
+  void export_model(const std::string& path) const override;
+  void import_model(const std::string& path) override;
+  void write_logits_and_gradients(const std::string& tokens_path, const std::string& attention,
+                                  const std::string& path) override;
+
+ private:
+  struct Gradient {
+    double loss = 0;
+    at::Tensor log_probs;        // of the batch's targets
+    std::vector<at::Tensor> of;  // by parameter
+  };
+
+  Attention attention_of(const std::string& name) const;
+  at::Tensor forward(const Tokens& tokens, const Attention& attention) const;
+  Gradient gradient_through(const Attention& attention, const StepSettings& settings) const;
+  Batch draw(const StepSettings& settings) const;
+  at::Tensor sample(const at::Tensor& prompts, const Attention& attention, at::Generator& generator) const;
+  Batch roll_out(const StepSettings& settings, at::Generator& generator) const;
+  Batch on_device(Batch batch) const;
+  std::vector<HeadFacts> observe() const;
+  const Batch& batch() const;
+  void replace_weights(const std::string& path);
+
+  LabConfig config_;
+  FindPath find_path_;
+  Model model_;
+  at::Tensor text_;  // bytes of a text task
+  std::int64_t step_ = 0;
+  std::vector<at::Tensor> first_, second_;  // AdamW's moments
+  std::optional<Batch> batch_;              // between gradient() and apply()
+  std::vector<at::Tensor> gradient_;
+};
+
+}  // namespace sinkscope::lab

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The columns of a run's tables: one list per table that writing and reading both go through.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/record/run_record.hpp"
+
+namespace sinkscope {
+
+template <typename Row>
+struct Columns {
+  struct Of {
+    const char *name, *units, *meaning;
+  };
+  struct Integer : Of {
+    std::int64_t Row::*value;
+  };
+  struct Real : Of {
+    double Row::*value;
+  };
+  struct Text : Of {
+    std::string Row::*value;
+  };
+  struct Heads : Of {  // [layer, head]
+    std::vector<double> Row::*value;
+  };
+  struct Blocks : Of {  // q_NAME, k_NAME, ... outside_NAME
+    BlockValues Row::*value;
+  };
+  const char* table;
+  std::vector<Row> TrainingRun::*rows;
+  std::vector<Integer> integers;
+  std::vector<Real> reals;
+  std::vector<Text> texts;
+  std::vector<Heads> heads;
+  std::vector<Blocks> blocks;
+};
+
+extern const Columns<StepRow> kStepColumns;
+extern const Columns<ReplayRow> kReplayColumns;
+extern const Columns<SpikeRow> kSpikeColumns;
+extern const Columns<CauseRow> kCauseColumns;
+
+// A part of BlockValues that is an array: its prefix in a column's name and the extents after the row.
+struct BlockPart {
+  const char* name;
+  std::vector<double> BlockValues::*values;
+  const char* axis;  // "head", "kv_head" or "" for one number per layer
+};
+extern const std::vector<BlockPart> kBlockParts;
+
+}  // namespace sinkscope

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/study/gradient_errors.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+
+#include "src/study/blocks.hpp"
+
+namespace sinkscope {
+namespace {
+
+constexpr std::array<const char*, 4> kTensors = {"q", "k", "v", "sink"};
+
+bool is_larger(double got, double than) {
+  return std::isnan(got) ? !std::isnan(than) : got > than;
+}
+
+std::map<std::int64_t, const ReplayRow*> exact_rows(const TrainingRun& run) {
+  std::map<std::int64_t, const ReplayRow*> rows;
+  for (const ReplayRow& row : run.replays) {
+    if (row.path == "exact") rows[row.step] = &row;
+  }
+  return rows;
+}
+
+}  // namespace
+
+std::vector<std::string> compared_paths(const TrainingRun& run) {
+  std::vector<std::string> paths;
+  for (const ReplayRow& row : run.replays) {
+    if (row.path != "exact" && std::find(paths.begin(), paths.end(), row.path) == paths.end())
+      paths.push_back(row.path);
+  }
+  return paths;
+}
+
+std::vector<GradientError> worst_errors(const TrainingRun& run, const std::string& path) {
+  const std::vector<BlockName> blocks = all_blocks(run.shape);
+  const std::map<std::int64_t, const ReplayRow*> exact = exact_rows(run);
+  std::map<std::string, GradientError> worst;
+  for (const ReplayRow& row : run.replays) {
+    if (row.path != path || !exact.contains(row.step)) continue;
+    const ReplayRow& beside = *exact.at(row.step);
+    const double least = kLeastShare * std::sqrt(sum(beside.norm2));
+    const std::vector<double> path2 = to_list(row.norm2, run.shape), error2 = to_list(row.error2, run.shape),
+                              exact2 = to_list(beside.norm2, run.shape);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const GradientError of = {blocks[i], row.step,
+                                std::sqrt(error2[i]) / std::max(std::sqrt(exact2[i]), least),
+                                std::sqrt(path2[i] / exact2[i])};
+      const auto [at, is_first] = worst.try_emplace(blocks[i].tensor, of);
+      if (!is_first && is_larger(of.error, at->second.error)) at->second = of;
+    }
+  }
+  std::vector<GradientError> errors;
+  for (const char* tensor : kTensors) {
+    if (worst.contains(tensor)) errors.push_back(worst.at(tensor));
+  }
+  return errors;
+}
+
+}  // namespace sinkscope
