@@ -52,6 +52,16 @@ const Module& module() {
   return kModule;
 }
 
+// A layer in which a mistake cannot be seen (a window's in a layer without one) is computed by the healthy path.
+Path where_visible(const Path& fault, const Path& healthy) {
+  Path path = fault;
+  path.unsupported = healthy.unsupported;
+  path.run = [fault, healthy](const Case& c, const PathOptions& options) {
+    return fault.unsupported(c) ? healthy.run(c, options) : fault.run(c, options);
+  };
+  return path;
+}
+
 // fault:NAME:PATH may hold another fault, or exact attention, which no table has.
 Path find(const std::string& name, const Path& exact) {
   if (name == "exact") return exact;
@@ -59,8 +69,8 @@ Path find(const std::string& name, const Path& exact) {
   if (!name.starts_with(kFault)) return find_path(name, Case{});
   const std::size_t colon = name.find(':', kFault.size());
   if (colon == std::string::npos) throw InputError(fmt::format("path is '{}', wanted fault:NAME:PATH", name));
-  return plant_by_name(name.substr(kFault.size(), colon - kFault.size()),
-                       find(name.substr(colon + 1), exact));
+  const Path healthy = find(name.substr(colon + 1), exact);
+  return where_visible(plant_by_name(name.substr(kFault.size(), colon - kFault.size()), healthy), healthy);
 }
 
 }  // namespace
