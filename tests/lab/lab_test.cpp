@@ -88,7 +88,7 @@ TEST_F(Lab, PathsAreAsFarFromExactAsTheyShouldBe) {
                   through("exact"));
   EXPECT_EQ(relative_error(found[0]), 0);
   EXPECT_NEAR(relative_error(found[1], is_sink), 1, 1e-6);
-  EXPECT_LT(relative_error(found[1], is_no_sink), 1e-5);
+  EXPECT_LT(relative_error(found[1], is_no_sink), 1e-3) << "a path gets the gradient of out rounded";
   for (const std::size_t healthy : {2, 3, 4}) {
     EXPECT_GT(relative_error(found[healthy]), 1e-4) << found[healthy].path;
     EXPECT_LT(relative_error(found[healthy]), 2e-2) << found[healthy].path;

@@ -50,7 +50,7 @@ def main() -> int:
     from safetensors.torch import load_file, save_file
 
     ref = model()
-    tokens = torch.randint(0, 61, (3, 17), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(1, 61, (3, 17), generator=torch.Generator().manual_seed(1))
     logits = ref(tokens, use_cache=False).logits
     torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 61), tokens[:, 1:].reshape(-1)).backward()
     want = {name: parameter.grad for name, parameter in ref.named_parameters()} | {"logits": logits.detach()}
