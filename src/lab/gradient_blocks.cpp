@@ -40,16 +40,19 @@ std::vector<Block> blocks_of(const ModelShape& shape) {
 std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tensor>& a,
                                  const std::vector<at::Tensor>& b) {
   const ModelShape& shape = model.shape();
+  const std::vector<Parameter>& parameters = model.parameters();
+  // Rows of a projection's weight or bias, and the sinks, go by head. All sums come to the host at once.
+  std::vector<at::Tensor> by_head;
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    by_head.push_back(
+        (a[i] * b[i]).reshape({heads_of(shape, parameters[i].kind), -1}).sum({1}, false, at::kDouble));
+  const at::Tensor all = at::cat(by_head).to(at::kCPU);
+  const double* next = all.const_data_ptr<double>();
   std::vector<double> sums(blocks_of(shape).size());
-  for (std::size_t i = 0; i < model.parameters().size(); ++i) {
-    const Parameter& parameter = model.parameters()[i];
-    // Rows of a projection's weight or bias, and the sinks, go by head.
-    const std::int64_t heads = heads_of(shape, parameter.kind);
-    const at::Tensor product =
-        (a[i].to(at::kDouble) * b[i].to(at::kDouble)).reshape({heads, -1}).sum(1).to(at::kCPU);
+  for (const Parameter& parameter : parameters) {
     const std::size_t first = first_block(shape, parameter.layer, parameter.kind);
-    for (std::int64_t head = 0; head < heads; ++head)
-      sums[first + static_cast<std::size_t>(head)] += product[head].item<double>();
+    for (std::int64_t head = 0; head < heads_of(shape, parameter.kind); ++head)
+      sums[first + static_cast<std::size_t>(head)] += *next++;
   }
   return sums;
 }

@@ -199,7 +199,7 @@ StepResult Trainer::gradient(const StepSettings& settings) {
   const std::vector<double> squared = dot_by_block(model_, gradient.of, gradient.of);
   const std::vector<Block> blocks = blocks_of(config_.model);
   for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
-  result.gradient_norm = std::sqrt(sum_of(squared));
+  result.gradient_norm = gradient_norm_ = std::sqrt(sum_of(squared));
   if (settings.observe) result.heads = observe();
   if (settings.kind == StepKind::kReinforce)
     result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
@@ -211,8 +211,8 @@ void Trainer::apply(const StepSettings& settings) {
   const at::NoGradGuard guard;
   if (gradient_.empty()) throw std::logic_error("no gradient at hand, wanted gradient() first");
   const Optimizer& o = config_.optimizer;
-  const double norm = std::sqrt(sum_of(dot_by_block(model_, gradient_, gradient_)));
-  const double shrink = settings.norm_clip > 0 && norm > settings.norm_clip ? settings.norm_clip / norm : 1;
+  const bool clipped = settings.norm_clip > 0 && gradient_norm_ > settings.norm_clip;
+  const double shrink = clipped ? settings.norm_clip / gradient_norm_ : 1;
   const auto t = static_cast<double>(step_ + 1);
   const double warm = o.warmup > 0 ? std::min(1.0, t / static_cast<double>(o.warmup)) : 1;
   const double rate = settings.learning_rate * warm;

@@ -61,6 +61,7 @@ class Trainer final : public Lab {
   std::vector<at::Tensor> first_, second_;  // AdamW's moments
   std::optional<Batch> batch_;              // between gradient() and apply()
   std::vector<at::Tensor> gradient_;
+  double gradient_norm_ = 0;
 };
 
 }  // namespace sinkscope::lab

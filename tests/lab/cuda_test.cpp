@@ -62,7 +62,7 @@ TEST_P(LabOnGpu, ItLearns) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, LabOnGpu, testing::Bool(),
-                         [](const auto& info) { return info.param ? "packed" : "batch"; });
+                         [](const auto& of) { return of.param ? "packed" : "batch"; });
 
 }  // namespace
 }  // namespace sinkscope::lab
