@@ -73,7 +73,7 @@ def test_other_documents_take_no_other_graph(models: dict[str, nn.Module]) -> No
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_a_mask_of_zeros_beside_offsets_fails_when_the_graph_runs(models: dict[str, nn.Module]) -> None:  # noqa: F811
+def test_zeros_beside_offsets_fail_when_the_graph_runs(compilable: None, models: dict[str, nn.Module]) -> None:  # noqa: F811
     row, positions, offsets = packed((13, 23))
     mask = torch.ones(1, 36, dtype=torch.long)
     mask[0, 35] = 0
