@@ -173,10 +173,9 @@ Path exact_path() {
     const at::AutoGradMode differentiable(true);
     const auto leaf = [](const Tensor& t) { return from_host(t).to(at::kDouble).requires_grad_(); };
     const at::Tensor q = leaf(c.q), k = leaf(c.k), v = leaf(c.v);
-    const at::Tensor sinks = c.sinks.given()
-                                 ? leaf(c.sinks)
-                                 : at::full({q.size(1)}, -std::numeric_limits<double>::infinity(),
-                                            at::TensorOptions().dtype(at::kDouble));
+    const at::Tensor sinks = c.sinks.given() ? leaf(c.sinks)
+                                             : at::full({q.size(1)}, -std::numeric_limits<double>::infinity(),
+                                                        at::TensorOptions().dtype(at::kDouble));
     const AttentionShape& shape = c.problem.shape;
     const Geometry geometry{shape.window, shape.docs, shape.causal, shape.scale};
     const Scores found = scores_of(q, k, sinks, geometry);

@@ -104,7 +104,8 @@ TEST_F(Lab, AFaultIsTheSameAroundExactAttention) {
   lab->gradient(through("exact"));
   for (const std::string fault : {"scale_wrong", "causal_missing", "layout_swapped", "window_plus_one",
                                   "delta_uncorrected", "dlse_dropped", "sink_ignored"}) {
-    const auto found = lab->replay({"fault:" + fault + ":sink_kernel", "fault:" + fault + ":exact"}, through("exact"));
+    const auto found =
+        lab->replay({"fault:" + fault + ":sink_kernel", "fault:" + fault + ":exact"}, through("exact"));
     EXPECT_GT(relative_error(found[0]), 2e-2) << fault;
     EXPECT_NEAR(relative_error(found[1]) / relative_error(found[0]), 1, 2e-2) << fault;
   }
