@@ -16,25 +16,28 @@
 namespace sinkscope::lab {
 namespace {
 
-constexpr double kHidden = -std::numeric_limits<double>::infinity();
+// The score of a hidden key: finite, so that a row without keys has no NaN in its gradients.
+constexpr double kHidden = -1e30;
 
-double scale_of(const at::Tensor& q) {
-  return 1 / std::sqrt(static_cast<double>(q.size(3)));
+double scale_of(const at::Tensor& q, const Geometry& geometry) {
+  return geometry.scale != 0 ? geometry.scale : 1 / std::sqrt(static_cast<double>(q.size(3)));
 }
 
-// Scaled scores [b, hkv, group, sq, sk] with -inf where a key is hidden, and the sinks beside them [1, hkv, group, 1, 1].
+// Scaled scores [b, hkv, group, sq, sk], the sinks beside them [1, hkv, group, 1, 1], and the keys' probabilities.
 struct Scores {
-  at::Tensor scores, sinks, lse;
+  at::Tensor scores, sinks, lse, p;
 };
 Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
                  const Geometry& geometry) {
   const std::int64_t b = q.size(0), hq = q.size(1), s = q.size(2), d = q.size(3), hkv = k.size(1);
   const at::Tensor grouped = q.reshape({b, hkv, hq / hkv, s, d});
   Scores found;
-  found.scores = at::matmul(grouped, k.unsqueeze(2).transpose(-1, -2)) * scale_of(q);
-  found.scores = found.scores.masked_fill(hidden_keys(s, k.size(2), geometry, q.device()), kHidden);
+  const at::Tensor hidden = hidden_keys(s, k.size(2), geometry, q.device());
+  found.scores = at::matmul(grouped, k.unsqueeze(2).transpose(-1, -2)) * scale_of(q, geometry);
+  found.scores = found.scores.masked_fill(hidden, kHidden);
   found.sinks = sinks.to(q.scalar_type()).view({1, hkv, hq / hkv, 1, 1});
   found.lse = at::logaddexp(at::logsumexp(found.scores, {-1}, true), found.sinks);
+  found.p = at::exp(found.scores - found.lse).masked_fill(hidden, 0);
   return found;
 }
 
@@ -107,7 +110,7 @@ at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometr
   };
   const at::Tensor back =
       numbered(sk - sq, sk).unsqueeze(1) - numbered(0, sk).unsqueeze(0);  // rows from a key to its row
-  at::Tensor hidden = back < 0;
+  at::Tensor hidden = geometry.causal ? back < 0 : at::zeros_like(back, at::kBool);
   if (geometry.window > 0) hidden = hidden | (back >= geometry.window);
   if (geometry.docs.empty()) return hidden;
   std::vector<at::Tensor> numbers;
@@ -145,7 +148,7 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   s.dtype = format;
   s.window = geometry.window < s.sk ? geometry.window : 0;
   s.docs = geometry.docs;
-  s.scale = scale_of(q);
+  s.scale = scale_of(q, geometry);
   c.problem.residual = format != DType::kFp32;
   c.q = to_host(q, format);
   c.k = to_host(k, format);
@@ -157,8 +160,7 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& sinks, const Geometry& geometry) {
   const Scores found = scores_of(q.to(at::kDouble), k.to(at::kDouble), sinks, geometry);
-  const at::Tensor p = at::exp(found.scores - found.lse);
-  return at::matmul(p, v.to(at::kDouble).unsqueeze(2)).reshape(q.sizes()).to(at::kFloat);
+  return at::matmul(found.p, v.to(at::kDouble).unsqueeze(2)).reshape(q.sizes()).to(at::kFloat);
 }
 
 Path exact_path() {
@@ -171,20 +173,27 @@ Path exact_path() {
     const at::AutoGradMode differentiable(true);
     const auto leaf = [](const Tensor& t) { return from_host(t).to(at::kDouble).requires_grad_(); };
     const at::Tensor q = leaf(c.q), k = leaf(c.k), v = leaf(c.v);
-    const at::Tensor sinks = c.sinks.given()
-                                 ? leaf(c.sinks)
-                                 : at::full({q.size(1)}, kHidden, at::TensorOptions().dtype(at::kDouble));
-    const Geometry geometry{c.problem.shape.window, c.problem.shape.docs};
+    const at::Tensor sinks = c.sinks.given() ? leaf(c.sinks)
+                                             : at::full({q.size(1)}, -std::numeric_limits<double>::infinity(),
+                                                        at::TensorOptions().dtype(at::kDouble));
+    const AttentionShape& shape = c.problem.shape;
+    const Geometry geometry{shape.window, shape.docs, shape.causal, shape.scale};
     const Scores found = scores_of(q, k, sinks, geometry);
-    const at::Tensor out = at::matmul(at::exp(found.scores - found.lse), v.unsqueeze(2)).reshape(q.sizes());
+    const at::Tensor out = at::matmul(found.p, v.unsqueeze(2)).reshape(q.sizes());
     PathRun run;
     run.backend = "libtorch float64";
     run.outputs.out = to_host(out, DType::kFp32);
-    run.outputs.lse = to_host(found.lse.reshape({q.size(0), q.size(1), q.size(2)}), DType::kFp32);
+    const at::Tensor lse = found.lse.reshape({q.size(0), q.size(1), q.size(2)});
+    run.outputs.lse = to_host(lse, DType::kFp32);
     if (!c.dout.given()) return run;
     std::vector<at::Tensor> inputs = {q, k, v};
     if (c.sinks.given()) inputs.push_back(sinks);
-    const variable_list gradients = torch::autograd::grad({out}, inputs, {from_host(c.dout).to(at::kDouble)});
+    variable_list of = {out}, upstream = {from_host(c.dout).to(at::kDouble)};
+    if (c.dlse.given()) {
+      of.push_back(lse);
+      upstream.push_back(from_host(c.dlse).to(at::kDouble));
+    }
+    const variable_list gradients = torch::autograd::grad(of, inputs, upstream);
     run.outputs.dq = to_host(gradients[0], DType::kFp32);
     run.outputs.dk = to_host(gradients[1], DType::kFp32);
     run.outputs.dv = to_host(gradients[2], DType::kFp32);
@@ -207,9 +216,9 @@ std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, cons
                                   const Geometry& geometry) {
   const at::NoGradGuard guard;
   const Scores found = scores_of(q, k, sinks, geometry);
-  const at::Tensor p = at::exp(found.scores - found.lse), sink = at::exp(found.sinks - found.lse);
-  const at::Tensor logs = (found.scores - found.lse).masked_fill(p == 0, 0);
-  const at::Tensor entropy = -(p * logs).sum(-1, true) - sink * (found.sinks - found.lse);
+  const at::Tensor sink = at::exp(found.sinks - found.lse);
+  const at::Tensor logs = (found.scores - found.lse).masked_fill(found.p == 0, 0);
+  const at::Tensor entropy = -(found.p * logs).sum(-1, true) - sink * (found.sinks - found.lse);
   const auto per_head = [](const at::Tensor& t) {
     return t.mean({0, 3, 4}).flatten().to(at::kCPU, at::kDouble);
   };

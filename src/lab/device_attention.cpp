@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 #include <torch/csrc/autograd/custom_function.h>
+#include <tuple>
 #include <vector>
 
 #include "src/lab/attention.hpp"
@@ -99,7 +100,7 @@ at::Tensor flash(const std::string& path, const at::Tensor& q, const at::Tensor&
   const bool with_sink = path == "flash_attention_2_sink";
   const variable_list found = FlashFunction::apply(q, k, v, sinks, &geometry, with_sink);
   if (path != "flash_attention_2_rescaled") return found[0];
-  return found[0] * at::sigmoid(found[1] - sinks.view({1, -1, 1})).unsqueeze(-1);
+  return (found[0] * at::sigmoid(found[1] - sinks.view({1, -1, 1})).unsqueeze(-1)).to(q.scalar_type());
 }
 
 // transformers' GPT-OSS eager, op by op in the format; its autograd is libtorch's.
@@ -113,7 +114,8 @@ at::Tensor eager(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
   scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   at::Tensor combined =
       at::cat({scores, sinks.to(q.scalar_type()).view({1, -1, 1, 1}).expand({b, q.size(1), s, 1})}, -1);
-  combined = combined - combined.amax(-1, true).detach();
+  // The maximum passes a gradient, as it does there: 0 but for rounding.
+  combined = combined - std::get<0>(combined.max(-1, true));
   const at::Tensor p = at::softmax(combined, -1, softmax_in_fp32 ? at::kFloat : q.scalar_type());
   return at::matmul(p.slice(-1, 0, k.size(2)).to(q.scalar_type()), repeated(v));
 }

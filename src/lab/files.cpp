@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lab's files: captures, checkpoints, models, all safetensors.
 #include <ATen/core/grad_mode.h>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <torch/csrc/autograd/autograd.h>
@@ -36,6 +37,13 @@ void read_into(const at::Tensor& t, const Safetensors& file, const std::string& 
   const std::vector<double> values = tensor.widened();
   const at::Tensor wide = at::from_blob(const_cast<double*>(values.data()), tensor.shape(), at::kDouble);
   t.detach().copy_(wide);
+}
+
+// A path's name as a capture takes it: a fault's colons become dots, its @ a plus.
+std::string recorded_name(std::string path) {
+  std::replace(path.begin(), path.end(), ':', '.');
+  std::replace(path.begin(), path.end(), '@', '+');
+  return path;
 }
 
 }  // namespace
@@ -77,7 +85,7 @@ void Trainer::capture_attention(std::int64_t layer, const std::string& path, con
   const Path ran = attention.path ? *attention.path : exact_path();
   PathOptions options;
   options.threads = config_.threads;
-  c.recorded[settings.training_path] = ran.run(c, options).outputs;
+  c.recorded[recorded_name(settings.training_path)] = ran.run(c, options).outputs;
   c.metadata = {
       {"source", "sinkscope spike"}, {"layer", std::to_string(layer)}, {"step", std::to_string(step_)}};
   save_capture(path, c, true);

@@ -98,6 +98,19 @@ TEST_F(Lab, PathsAreAsFarFromExactAsTheyShouldBe) {
   EXPECT_GT(relative_error(found[6]), 5e-2);
 }
 
+// What a fault asks of the path below it (another scale or mask, a gradient of the LSE) is done by exact attention too.
+TEST_F(Lab, AFaultIsTheSameAroundExactAttention) {
+  const auto lab = open_lab(small_text(false));
+  lab->gradient(through("exact"));
+  for (const std::string fault : {"scale_wrong", "causal_missing", "layout_swapped", "window_plus_one",
+                                  "delta_uncorrected", "dlse_dropped", "sink_ignored"}) {
+    const auto found =
+        lab->replay({"fault:" + fault + ":sink_kernel", "fault:" + fault + ":exact"}, through("exact"));
+    EXPECT_GT(relative_error(found[0]), 2e-2) << fault;
+    EXPECT_NEAR(relative_error(found[1]) / relative_error(found[0]), 1, 2e-2) << fault;
+  }
+}
+
 TEST_F(Lab, InFp32AllAgreeToItsRounding) {
   LabConfig config = small_text(false);
   config.format = DType::kFp32;
@@ -195,6 +208,16 @@ TEST_F(Lab, ACapturedLayerIsACaseOfThisProject) {
   ASSERT_EQ(c.recorded.count("flash_attention_2"), 1U);
   EXPECT_TRUE(c.recorded.at("flash_attention_2").dq.given());
   EXPECT_TRUE(unfit_inputs(c).empty());
+}
+
+TEST_F(Lab, ACaptureOfAFaultCanBeRead) {
+  const auto lab = open_lab(small_text(false));
+  const StepSettings settings = through("fault:sink_ignored@1:sink_kernel");
+  lab->gradient(settings);
+  lab->capture_attention(0, path("layer0.safetensors"), settings);
+  Problem problem;
+  problem.capture = path("layer0.safetensors");
+  EXPECT_EQ(load_capture(problem).recorded.count("fault.sink_ignored+1.sink_kernel"), 1U);
 }
 
 TEST_F(Lab, ACheckpointContinuesBitForBit) {
