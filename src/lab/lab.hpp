@@ -54,7 +54,8 @@ struct LabConfig {
   DType format =
       DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention; all else is fp32
   bool cuda = false;
-  int threads = 0;  // 0: all hardware threads
+  bool tf32 = false;  // a GPU multiplies the fp32 matrices of all but attention in TF32
+  int threads = 0;    // 0: all hardware threads
 };
 
 enum class StepKind { kSupervised, kReinforce };

@@ -28,7 +28,7 @@ void take(Settings& from, const char* key, std::string& into) {
   if (from.has(key)) into = from.word(key);
 }
 
-lab::ModelShape read_model(Settings table) {
+lab::ModelShape read_model(Settings table, lab::LabConfig& config) {
   lab::ModelShape model;
   take(table, "layers", 1, model.layers);
   take(table, "width", 1, model.width);
@@ -44,6 +44,7 @@ lab::ModelShape read_model(Settings table) {
   take(table, "sink_mean", -100, 100, model.sink_mean);
   take(table, "sink_std", 0, 100, model.sink_std);
   if (table.has("seed")) model.seed = static_cast<std::uint64_t>(table.integer("seed", 0, kMany));
+  if (table.has("tf32")) config.tf32 = table.boolean("tf32");
   table.done();
   return model;
 }
@@ -142,7 +143,7 @@ Scenario parse_scenario(std::string_view toml, const std::string& name) {
   scenario.name = name;
   scenario.toml = toml;
   scenario.summary = root.word("summary");
-  scenario.lab.model = read_model(root.table("model"));
+  scenario.lab.model = read_model(root.table("model"), scenario.lab);
   if (root.has("optimizer")) scenario.lab.optimizer = read_optimizer(root.table("optimizer"));
   read_task(root.table("task"), scenario.lab);
   lab::StepSettings defaults;
