@@ -9,42 +9,14 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "src/core/error.hpp"
+#include "src/lab/device_attention.hpp"
+#include "src/lab/formats.hpp"
+#include "src/lab/kernel_attention.hpp"
 
 namespace sinkscope::lab {
 namespace {
 
 constexpr double kHidden = -std::numeric_limits<double>::infinity();
-
-at::ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::kBf16:
-      return at::kBFloat16;
-    case DType::kFp16:
-      return at::kHalf;
-    case DType::kFp64:
-      return at::kDouble;
-    default:
-      return at::kFloat;
-  }
-}
-
-// [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
-at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device) {
-  const auto numbered = [&](std::int64_t from, std::int64_t to) {
-    return at::arange(from, to, at::TensorOptions().device(device));
-  };
-  const at::Tensor back =
-      numbered(sk - sq, sk).unsqueeze(1) - numbered(0, sk).unsqueeze(0);  // rows from a key to its row
-  at::Tensor hidden = back < 0;
-  if (geometry.window > 0) hidden = hidden | (back >= geometry.window);
-  if (geometry.docs.empty()) return hidden;
-  std::vector<at::Tensor> numbers;
-  for (std::size_t i = 0; i < geometry.docs.size(); ++i)
-    numbers.push_back(
-        at::full({geometry.docs[i]}, static_cast<double>(i), at::TensorOptions().device(device)));
-  const at::Tensor document = at::cat(numbers);
-  return hidden | (document.unsqueeze(1) != document.unsqueeze(0));
-}
 
 double scale_of(const at::Tensor& q) {
   return 1 / std::sqrt(static_cast<double>(q.size(3)));
@@ -129,6 +101,23 @@ struct PathFunction : torch::autograd::Function<PathFunction> {
 
 }  // namespace
 
+at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device) {
+  const auto numbered = [&](std::int64_t from, std::int64_t to) {
+    return at::arange(from, to, at::TensorOptions().device(device));
+  };
+  const at::Tensor back =
+      numbered(sk - sq, sk).unsqueeze(1) - numbered(0, sk).unsqueeze(0);  // rows from a key to its row
+  at::Tensor hidden = back < 0;
+  if (geometry.window > 0) hidden = hidden | (back >= geometry.window);
+  if (geometry.docs.empty()) return hidden;
+  std::vector<at::Tensor> numbers;
+  for (std::size_t i = 0; i < geometry.docs.size(); ++i)
+    numbers.push_back(
+        at::full({geometry.docs[i]}, static_cast<double>(i), at::TensorOptions().device(device)));
+  const at::Tensor document = at::cat(numbers);
+  return hidden | (document.unsqueeze(1) != document.unsqueeze(0));
+}
+
 Tensor to_host(const at::Tensor& t, DType format) {
   const at::Tensor host = t.detach().to(at::kCPU, scalar_type(format)).contiguous();
   Tensor tensor(format, sizes(host));
@@ -207,6 +196,8 @@ Path exact_path() {
 
 at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                  const at::Tensor& sinks, const Geometry& geometry) const {
+  if (name == "sink_kernel") return kernel_attention(q, k, v, sinks, geometry, format, threads);
+  if (q.is_cuda() && on_device(name)) return device_attention(name, q, k, v, sinks, geometry, format);
   const at::Tensor rq = rounded_to(q, format), rk = rounded_to(k, format), rv = rounded_to(v, format);
   if (!path) return exact_attention(rq, rk, rv, sinks, geometry);
   return PathFunction::apply(rq, rk, rv, sinks, this, &geometry);

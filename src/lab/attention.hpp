@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "src/inputs/path.hpp"
@@ -14,7 +15,8 @@ namespace sinkscope::lab {
 
 // How attention is computed: q, k, v are rounded to `format` (their gradients pass as they are), all else depends on the path.
 struct Attention {
-  std::optional<Path> path;  // nothing: `exact_attention`
+  std::string name = "exact";
+  std::optional<Path> path;  // of any other name
   DType format = DType::kBf16;
   int threads = 0;
 
@@ -31,6 +33,9 @@ at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 
 // The same as a path on cases, so that faults can be planted around it. Its outputs are fp32.
 Path exact_path();
+
+// [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
+at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device);
 
 // `t` rounded to the format, in fp32; the gradient passes unrounded.
 at::Tensor rounded_to(const at::Tensor& t, DType format);

@@ -80,6 +80,7 @@ Attention Trainer::attention_of(const std::string& name) const {
   Attention attention;
   attention.format = config_.format;
   attention.threads = config_.threads;
+  attention.name = name;
   if (name != "exact") attention.path = find_path_(name, exact_path());
   return attention;
 }

@@ -73,7 +73,7 @@ struct Leaf {
   std::string_view name, header;
   std::vector<std::string_view> users;
 };
-const Leaf kLeaves[] = {{"kernels", "kernels/sink_attention.h", {"src/paths", "tools/python"}},
+const Leaf kLeaves[] = {{"kernels", "kernels/sink_attention.h", {"src/paths", "src/lab", "tools/python"}},
                         {"reference", "reference/attention.hpp", {"src/truth", "src/bench", "tools/python"}}};
 
 bool is_library_allowed(const std::string& include, const std::string& room) {
