@@ -45,6 +45,11 @@ std::string ends(const std::vector<double>& values) {
          number(mean(values.end() - count, values.end()));
 }
 
+// "-0.25", and never "-0.00".
+std::string share_text(double share) {
+  return fmt::format("{:.2f}", std::round(100 * share) / 100 + 0.0);
+}
+
 std::string run_line(const TrainingRun& run) {
   const std::vector<double> norms = column(run, &StepRow::gradient_norm);
   return fmt::format(
@@ -126,7 +131,8 @@ std::string block_text(const SpikeRow& spike, const RunShape& shape) {
                    [&](std::size_t a, std::size_t b) { return std::abs(shares[a]) > std::abs(shares[b]); });
   order.resize(std::min(order.size(), kMostBlocks));
   std::vector<std::string> parts;
-  for (const std::size_t i : order) parts.push_back(fmt::format("{} {:.2f}", text(names[i]), shares[i]));
+  for (const std::size_t i : order)
+    parts.push_back(fmt::format("{} {}", text(names[i]), share_text(shares[i])));
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
@@ -138,7 +144,7 @@ std::string spike_lines(const TrainingRun& run) {
   for (const SpikeRow& spike : run.spikes) {
     std::vector<std::string> causes;
     for (const CauseRow& row : run.causes) {
-      if (row.step == spike.step) causes.push_back(fmt::format("{} {:.2f}", row.cause, row.share));
+      if (row.step == spike.step) causes.push_back(fmt::format("{} {}", row.cause, share_text(row.share)));
     }
     lines += fmt::format("    {:>5} {:>6.3g} {:>8.3g} {:>8.3g} {:>8.3g} {:>7.2f} {:<13} {}{}{}\n", spike.step,
                          spike.z, spike.gradient_norm, spike.median, spike.exact_norm, spike.fraction,

@@ -78,11 +78,11 @@ TEST(Runs, SpikesAreShownWithWhatTheyAreMadeOf) {
   spike.share.v[0] = -0.25;
   spike.share.q[1] = 1.25;
   record.runs[0].spikes = {spike};
-  record.runs[0].causes = {{7, "sink_ignored", 1.01}, {7, "rounding and rest", -0.02}};
+  record.runs[0].causes = {{7, "sink_ignored", 1.01}, {7, "rounding and rest", -0.001}};
   const std::string text = render_runs(record);
   expect_part(text, "(unfinished)");
   expect_part(text, "0.99 removed       layer 0 q of head 1 1.25, layer 0 v of kv head 0 -0.25");
-  expect_part(text, "; sink_ignored 1.01, rounding and rest -0.02");
+  expect_part(text, "; sink_ignored 1.01, rounding and rest 0.00");
 }
 
 TEST(Runs, VerdictsEndInAWord) {
