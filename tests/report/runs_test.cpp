@@ -53,7 +53,7 @@ TEST(Runs, AreALineEachAndSentences) {
   const std::string text = render_runs(record);
   EXPECT_TRUE(text.starts_with("s\n")) << text;
   expect_part(text, "1.5 -> 0.25");
-  expect_part(text, "2.5 x3 layer 0 head 1");
+  expect_part(text, "2.5 x3 L0 h1");
   expect_part(text, "no gradient");
   expect_part(text,
               "off by 250 % of exact attention's in the worst head, layer 0 q of head 1 at step 4, and the "
