@@ -56,7 +56,8 @@ TEST(Runs, AreALineEachAndSentences) {
   expect_part(text, "2.5 x3 L0 h1");
   expect_part(text, "no gradient");
   expect_part(text,
-              "off by 250 % of exact attention's in the worst head, layer 0 q of head 1 at step 4, and the "
+              "off by 2.5 times the length of exact attention's in the worst head, layer 0 q of head 1 at "
+              "step 4, and the "
               "sinks get none");
   expect_part(text,
               "mean |log-probability gap| 0.125 -> 0.125, importance ratios up to 19, effective sample size "
