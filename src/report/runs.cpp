@@ -45,10 +45,15 @@ std::string ends(const std::vector<double>& values) {
          number(mean(values.end() - count, values.end()));
 }
 
+// "-0.25", and never "-0.00".
+std::string share_text(double share) {
+  return fmt::format("{:.2f}", std::round(100 * share) / 100 + 0.0);
+}
+
 std::string run_line(const TrainingRun& run) {
   const std::vector<double> norms = column(run, &StepRow::gradient_norm);
   return fmt::format(
-      "  {:<22} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", run.name, run.steps.size(),
+      "  {:<26} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", run.name, run.steps.size(),
       ends(column(run, &StepRow::loss)), ends(column(run, &StepRow::reward)),
       norms.empty() ? "-" : fmt::format("{:.3g}", median(norms)),
       norms.empty() ? "-" : fmt::format("{:.3g}", *std::max_element(norms.begin(), norms.end())),
@@ -69,20 +74,20 @@ std::string rollout_sentence(const TrainingRun& run) {
       *std::max_element(ratios.begin(), ratios.end()), *std::min_element(samples.begin(), samples.end()));
 }
 
-// "0.013 x0.99 layer 0 head 2"
+// "0.013 x0.99 L0 h2"
 std::string error_text(const GradientError& of) {
   if (of.block.tensor == "sink" && of.gain == 0) return "no gradient";
-  return fmt::format("{:.2g} x{:.3g} layer {} {}{}", of.error, of.gain, of.block.layer,
-                     of.block.tensor == "k" || of.block.tensor == "v" ? "kv " : "head ", of.block.head);
+  return fmt::format("{:.2g} x{:.3g} L{} {}{}", of.error, of.gain, of.block.layer,
+                     of.block.tensor == "k" || of.block.tensor == "v" ? "kv" : "h", of.block.head);
 }
 
 std::string error_line(const std::string& run, const std::string& path,
                        const std::vector<GradientError>& errors) {
-  std::string line = fmt::format("  {:<22} {:<26}", run, path);
+  std::string line = fmt::format("  {:<26} {:<26}", run, path);
   for (const char* tensor : {"q", "k", "v", "sink"}) {
     const auto same = [&](const GradientError& of) { return of.block.tensor == tensor; };
     const auto found = std::find_if(errors.begin(), errors.end(), same);
-    line += fmt::format(" {:<26}", found == errors.end() ? "-" : error_text(*found));
+    line += fmt::format(" {:<19}", found == errors.end() ? "-" : error_text(*found));
   }
   return line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
 }
@@ -96,8 +101,8 @@ std::string error_table(const RunRecord& record) {
   if (lines.empty()) return "";
   return fmt::format(
       "  gradients beside exact attention's at the sampled steps: |g - g_e| / |g_e| and length x|g| / |g_e| "
-      "of the worst head\n"
-      "  {:<22} {:<26} {:<26} {:<26} {:<26} {}\n{}",
+      "of the worst head (L: layer)\n"
+      "  {:<26} {:<26} {:<19} {:<19} {:<19} {}\n{}",
       "run", "path", "q", "k", "v", "sink", lines);
 }
 
@@ -108,11 +113,12 @@ std::string error_sentence(const TrainingRun& run) {
   const auto worst =
       std::max_element(errors.begin(), errors.end(),
                        [](const GradientError& a, const GradientError& b) { return a.error < b.error; });
+  const std::string size = worst->error < 1 ? fmt::format("{:.3g} %", 100 * worst->error)
+                                            : fmt::format("{:.3g} times the length", worst->error);
   const bool sinks_train = errors.back().block.tensor != "sink" || errors.back().gain > 0;
   return fmt::format(
-      "  - {}: under {} the gradient is off by {:.3g} % of exact attention's in the worst head, {} at step "
-      "{}{}\n",
-      run.name, run.training_path, 100 * worst->error, text(worst->block), worst->step,
+      "  - {}: under {} the gradient is off by {} of exact attention's in the worst head, {} at step {}{}\n",
+      run.name, run.training_path, size, text(worst->block), worst->step,
       sinks_train ? "" : ", and the sinks get none");
 }
 
@@ -126,7 +132,8 @@ std::string block_text(const SpikeRow& spike, const RunShape& shape) {
                    [&](std::size_t a, std::size_t b) { return std::abs(shares[a]) > std::abs(shares[b]); });
   order.resize(std::min(order.size(), kMostBlocks));
   std::vector<std::string> parts;
-  for (const std::size_t i : order) parts.push_back(fmt::format("{} {:.2f}", text(names[i]), shares[i]));
+  for (const std::size_t i : order)
+    parts.push_back(fmt::format("{} {}", text(names[i]), share_text(shares[i])));
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
@@ -138,7 +145,7 @@ std::string spike_lines(const TrainingRun& run) {
   for (const SpikeRow& spike : run.spikes) {
     std::vector<std::string> causes;
     for (const CauseRow& row : run.causes) {
-      if (row.step == spike.step) causes.push_back(fmt::format("{} {:.2f}", row.cause, row.share));
+      if (row.step == spike.step) causes.push_back(fmt::format("{} {}", row.cause, share_text(row.share)));
     }
     lines += fmt::format("    {:>5} {:>6.3g} {:>8.3g} {:>8.3g} {:>8.3g} {:>7.2f} {:<13} {}{}{}\n", spike.step,
                          spike.z, spike.gradient_norm, spike.median, spike.exact_norm, spike.fraction,
@@ -154,7 +161,7 @@ std::string render_runs(const RunRecord& record) {
   const auto name = record.attributes.find("scenario_name");
   std::string text = fmt::format("{}{}\n", name == record.attributes.end() ? "runs" : name->second,
                                  record.complete ? "" : "  (unfinished)");
-  text += fmt::format("  {:<22} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", "run", "steps", "loss", "reward",
+  text += fmt::format("  {:<26} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", "run", "steps", "loss", "reward",
                       "|g| med", "max", "spikes");
   for (const TrainingRun& run : record.runs) text += run_line(run);
   text += error_table(record);
@@ -167,7 +174,7 @@ std::string render_run_verdicts(const std::vector<RunVerdict>& verdicts) {
   std::string lines;
   int failed = 0, judged = 0;
   for (const RunVerdict& of : verdicts) {
-    lines += fmt::format("  {:<22} {}\n", of.run, sinkscope::text(of.verdict));
+    lines += fmt::format("  {:<26} {}\n", of.run, sinkscope::text(of.verdict));
     for (const std::string& sentence : of.sentences) lines += fmt::format("  - {}: {}\n", of.run, sentence);
     failed += of.verdict == Verdict::kFailed ? 1 : 0;
     judged += of.verdict == Verdict::kSkipped ? 0 : 1;

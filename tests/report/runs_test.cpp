@@ -53,10 +53,11 @@ TEST(Runs, AreALineEachAndSentences) {
   const std::string text = render_runs(record);
   EXPECT_TRUE(text.starts_with("s\n")) << text;
   expect_part(text, "1.5 -> 0.25");
-  expect_part(text, "2.5 x3 layer 0 head 1");
+  expect_part(text, "2.5 x3 L0 h1");
   expect_part(text, "no gradient");
   expect_part(text,
-              "off by 250 % of exact attention's in the worst head, layer 0 q of head 1 at step 4, and the "
+              "off by 2.5 times the length of exact attention's in the worst head, layer 0 q of head 1 at "
+              "step 4, and the "
               "sinks get none");
   expect_part(text,
               "mean |log-probability gap| 0.125 -> 0.125, importance ratios up to 19, effective sample size "
@@ -78,11 +79,11 @@ TEST(Runs, SpikesAreShownWithWhatTheyAreMadeOf) {
   spike.share.v[0] = -0.25;
   spike.share.q[1] = 1.25;
   record.runs[0].spikes = {spike};
-  record.runs[0].causes = {{7, "sink_ignored", 1.01}, {7, "rounding and rest", -0.02}};
+  record.runs[0].causes = {{7, "sink_ignored", 1.01}, {7, "rounding and rest", -0.001}};
   const std::string text = render_runs(record);
   expect_part(text, "(unfinished)");
   expect_part(text, "0.99 removed       layer 0 q of head 1 1.25, layer 0 v of kv head 0 -0.25");
-  expect_part(text, "; sink_ignored 1.01, rounding and rest -0.02");
+  expect_part(text, "; sink_ignored 1.01, rounding and rest 0.00");
 }
 
 TEST(Runs, VerdictsEndInAWord) {

@@ -30,8 +30,8 @@ TEST_F(Training, TheAccidentFailsTheGateAndTheControlPassesIt) {
   const std::string record = path("grpo.h5");
   const Ran ran = sinkscope("spike small_grpo --quiet -o " + record + " --gate");
   EXPECT_EQ(ran.code, 1) << ran.err;
-  expect_part(ran.out, "  healthy                passed\n");
-  expect_part(ran.out, "  without_sinks          failed\n");
+  expect_part(ran.out, "  healthy                    passed\n");
+  expect_part(ran.out, "  without_sinks              failed\n");
   expect_part(ran.out, "without_sinks: the gradient of layer 0 sink of head 0 at step 0 is off by 1 times");
   expect_part(ran.out, "without_sinks: the mean |log-probability gap| to the rollouts is");
   expect_part(ran.out, "rolled out through eager_fp32, trained through flash_attention_2");
