@@ -85,19 +85,26 @@ Attention Trainer::attention_of(const std::string& name) const {
   return attention;
 }
 
-at::Tensor Trainer::forward(const Tokens& tokens, const Attention& attention) const {
+at::Tensor Trainer::forward(const Tokens& tokens, const Attention& attention,
+                            std::vector<HeadFacts>* facts) const {
   return model_.forward(tokens, [&](std::int64_t, const at::Tensor& q, const at::Tensor& k,
                                     const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
+    if (facts != nullptr) {
+      const std::vector<HeadFacts> of_layer = head_facts(
+          rounded_to(q.detach(), config_.format), rounded_to(k.detach(), config_.format), sinks, geometry);
+      facts->insert(facts->end(), of_layer.begin(), of_layer.end());
+    }
     return attention(q, k, v, sinks, geometry);
   });
 }
 
-Trainer::Gradient Trainer::gradient_through(const Attention& attention, const StepSettings& settings) const {
+Trainer::Gradient Trainer::gradient_through(const Attention& attention, const StepSettings& settings,
+                                            std::vector<HeadFacts>* facts) const {
   const at::AutoGradMode differentiable(true);
   std::vector<at::Tensor> weights;
   for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value);
   Gradient gradient;
-  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention), batch());
+  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention, facts), batch());
   const at::Tensor loss = loss_of(log_probs, batch(), settings);
   gradient.of = torch::autograd::grad({loss}, weights, {}, std::nullopt, false, true);
   for (std::size_t i = 0; i < weights.size(); ++i)
@@ -176,31 +183,17 @@ const Batch& Trainer::batch() const {
   return *batch_;
 }
 
-std::vector<HeadFacts> Trainer::observe() const {
-  const at::NoGradGuard guard;
-  std::vector<HeadFacts> facts;
-  const auto look = [&](std::int64_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                        const at::Tensor& sinks, const Geometry& geometry) {
-    const std::vector<HeadFacts> of_layer =
-        head_facts(rounded_to(q, config_.format), rounded_to(k, config_.format), sinks, geometry);
-    facts.insert(facts.end(), of_layer.begin(), of_layer.end());
-    return exact_attention(q, k, v, sinks, geometry);
-  };
-  model_.forward(batch().tokens, look);
-  return facts;
-}
-
 StepResult Trainer::gradient(const StepSettings& settings) {
   batch_ = draw(settings);
-  Gradient gradient = gradient_through(attention_of(settings.training_path), settings);
   StepResult result;
+  Gradient gradient = gradient_through(attention_of(settings.training_path), settings,
+                                       settings.observe ? &result.heads : nullptr);
   result.step = step_;
   result.loss = gradient.loss;
   const std::vector<double> squared = dot_by_block(model_, gradient.of, gradient.of);
   const std::vector<Block> blocks = blocks_of(config_.model);
   for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
   result.gradient_norm = gradient_norm_ = std::sqrt(sum_of(squared));
-  if (settings.observe) result.heads = observe();
   if (settings.kind == StepKind::kReinforce)
     result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
   gradient_ = std::move(gradient.of);

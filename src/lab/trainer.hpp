@@ -43,13 +43,15 @@ class Trainer final : public Lab {
   };
 
   Attention attention_of(const std::string& name) const;
-  at::Tensor forward(const Tokens& tokens, const Attention& attention) const;
-  Gradient gradient_through(const Attention& attention, const StepSettings& settings) const;
+  // With `facts`, those of every layer's heads are put there.
+  at::Tensor forward(const Tokens& tokens, const Attention& attention,
+                     std::vector<HeadFacts>* facts = nullptr) const;
+  Gradient gradient_through(const Attention& attention, const StepSettings& settings,
+                            std::vector<HeadFacts>* facts = nullptr) const;
   Batch draw(const StepSettings& settings) const;
   at::Tensor sample(const at::Tensor& prompts, const Attention& attention, at::Generator& generator) const;
   Batch roll_out(const StepSettings& settings, at::Generator& generator) const;
   Batch on_device(Batch batch) const;
-  std::vector<HeadFacts> observe() const;
   const Batch& batch() const;
   void replace_weights(const std::string& path);
 
