@@ -20,6 +20,8 @@ TEST_F(Install, WorksOutsideTheTree) {
   EXPECT_TRUE(fs::exists(folder_ / "prefix/share/bash-completion/completions/sinkscope.bash"));
 #ifdef SINKSCOPE_WITH_TORCH
   EXPECT_EQ(shell(tool + "compare 'sq64 hq2' --paths eager,sink_kernel --require eager").code, 0);
+  const Ran trained = shell(tool + "spike small_text --quiet --steps 1 --runs healthy");
+  EXPECT_EQ(trained.code, 0) << trained.out << trained.err;
 #endif
 }
 
