@@ -2,6 +2,7 @@
 #include "src/lab/attention.hpp"
 
 #include <ATen/core/grad_mode.h>
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -17,6 +18,7 @@ namespace sinkscope::lab {
 namespace {
 
 // The score of a hidden key: finite, so that a row without keys has no NaN in its gradients.
+constexpr std::int64_t kObservedRows = 256;
 constexpr double kHidden = -1e30;
 
 double scale_of(const at::Tensor& q, const Geometry& geometry) {
@@ -27,12 +29,11 @@ double scale_of(const at::Tensor& q, const Geometry& geometry) {
 struct Scores {
   at::Tensor scores, sinks, lse, p;
 };
-Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
-                 const Geometry& geometry) {
+Scores scores_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks, const Geometry& geometry,
+                 const at::Tensor& hidden) {
   const std::int64_t b = q.size(0), hq = q.size(1), s = q.size(2), d = q.size(3), hkv = k.size(1);
   const at::Tensor grouped = q.reshape({b, hkv, hq / hkv, s, d});
   Scores found;
-  const at::Tensor hidden = hidden_keys(s, k.size(2), geometry, q.device());
   found.scores = at::matmul(grouped, k.unsqueeze(2).transpose(-1, -2)) * scale_of(q, geometry);
   found.scores = found.scores.masked_fill(hidden, kHidden);
   found.sinks = sinks.to(q.scalar_type()).view({1, hkv, hq / hkv, 1, 1});
@@ -159,7 +160,8 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
 
 at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& sinks, const Geometry& geometry) {
-  const Scores found = scores_of(q.to(at::kDouble), k.to(at::kDouble), sinks, geometry);
+  const at::Tensor hidden = hidden_keys(q.size(2), k.size(2), geometry, q.device());
+  const Scores found = scores_of(q.to(at::kDouble), k.to(at::kDouble), sinks, geometry, hidden);
   return at::matmul(found.p, v.to(at::kDouble).unsqueeze(2)).reshape(q.sizes()).to(at::kFloat);
 }
 
@@ -178,7 +180,8 @@ Path exact_path() {
                                                         at::TensorOptions().dtype(at::kDouble));
     const AttentionShape& shape = c.problem.shape;
     const Geometry geometry{shape.window, shape.docs, shape.causal, shape.scale};
-    const Scores found = scores_of(q, k, sinks, geometry);
+    const at::Tensor hidden = hidden_keys(q.size(2), k.size(2), geometry, q.device());
+    const Scores found = scores_of(q, k, sinks, geometry, hidden);
     const at::Tensor out = at::matmul(found.p, v.unsqueeze(2)).reshape(q.sizes());
     PathRun run;
     run.backend = "libtorch float64";
@@ -215,7 +218,12 @@ at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const
 std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
                                   const Geometry& geometry) {
   const at::NoGradGuard guard;
-  const Scores found = scores_of(q, k, sinks, geometry);
+  const std::int64_t rows = q.size(2), looked_at = std::min(rows, kObservedRows);
+  const at::Tensor counted =
+      at::arange(1, looked_at + 1, at::TensorOptions().dtype(at::kLong).device(q.device()));
+  const at::Tensor which = at::floor_divide(counted * rows, looked_at) - 1;
+  const at::Tensor hidden = hidden_keys(rows, k.size(2), geometry, q.device()).index_select(0, which);
+  const Scores found = scores_of(q.index_select(2, which), k, sinks, geometry, hidden);
   const at::Tensor sink = at::exp(found.sinks - found.lse);
   const at::Tensor logs = (found.scores - found.lse).masked_fill(found.p == 0, 0);
   const at::Tensor entropy = -(found.p * logs).sum(-1, true) - sink * (found.sinks - found.lse);

@@ -87,12 +87,12 @@ struct BlockNorm {
   double squared = 0;
 };
 
-// What a layer's query head does in the forward, means over rows.
+// What a layer's query head does in the forward, means over rows (256 of them where there are more).
 struct HeadFacts {
   double sink_mass = 0;  // p = exp(s - LSE)
   double gain = 0;       // 1 / (1 - p): how much larger out is without the sink
   double entropy = 0;    // of the row's probabilities, the sink's included, in nats
-  double max_logit = 0;  // the largest scaled score of any row
+  double max_logit = 0;  // the largest scaled score of any of these rows
 };
 
 // How far the training path is from what the rollouts were sampled from; over their tokens.
