@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdlib>
 #include <dlfcn.h>
-#include <filesystem>
-#include <vector>
 
 #include "fmt/format.h"
 
 #include "src/core/error.hpp"
+#include "src/core/shared_module.hpp"
 #include "src/faults/fault.hpp"
 #include "src/lab/entry.hpp"
 #include "src/paths/table.hpp"
@@ -22,29 +21,19 @@ struct Module {
 };
 
 Module load() {
-  std::error_code error;
-  const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
-  // A test program stands one folder below the command.
-  const std::vector<std::filesystem::path> places = {folder / kFileName,
-                                                     folder.parent_path() / "lib" / "sinkscope" / kFileName,
-                                                     folder.parent_path() / kFileName};
-  for (const std::filesystem::path& path : places) {
-    if (!std::filesystem::exists(path, error)) continue;
-    // Two pools of threads take turns here: libtorch's must not spin while the kernel's work.
-    setenv("OMP_WAIT_POLICY", "passive", 0);
-    void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      const char* reason = dlerror();
-      return {nullptr, fmt::format("the spike lab could not be loaded: {}",
-                                   reason == nullptr ? "unknown reason" : reason)};
-    }
-    const auto open = reinterpret_cast<OpenLab>(dlsym(library, kOpenLab));
-    if (open == nullptr) return {nullptr, fmt::format("{} is not a spike lab of sinkscope", path.string())};
-    return {open, ""};
-  }
-  return {nullptr,
-          fmt::format("the spike lab needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)",
-                      kFileName)};
+  // Two pools of threads take turns here: libtorch's must not spin while the kernel's work.
+  setenv("OMP_WAIT_POLICY", "passive", 0);
+  const SharedModule found = load_shared_module(kFileName);
+  if (!found.problem.empty())
+    return {nullptr, fmt::format("the spike lab could not be loaded: {}", found.problem)};
+  if (found.library == nullptr)
+    return {
+        nullptr,
+        fmt::format("the spike lab needs libtorch: this build has no {} (build with -DSINKSCOPE_TORCH=ON)",
+                    kFileName)};
+  const auto open = reinterpret_cast<OpenLab>(dlsym(found.library, kOpenLab));
+  if (open == nullptr) return {nullptr, fmt::format("{} is not a spike lab of sinkscope", found.path)};
+  return {open, ""};
 }
 
 const Module& module() {
