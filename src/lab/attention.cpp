@@ -17,13 +17,9 @@
 namespace sinkscope::lab {
 namespace {
 
-// The score of a hidden key: finite, so that a row without keys has no NaN in its gradients.
 constexpr std::int64_t kObservedRows = 256;
+// The score of a hidden key: finite, so that a row without keys has no NaN in its gradients.
 constexpr double kHidden = -1e30;
-
-double scale_of(const at::Tensor& q, const Geometry& geometry) {
-  return geometry.scale != 0 ? geometry.scale : 1 / std::sqrt(static_cast<double>(q.size(3)));
-}
 
 // Scaled scores [b, hkv, group, sq, sk], the sinks beside them [1, hkv, group, 1, 1], and the keys' probabilities.
 struct Scores {
@@ -104,6 +100,18 @@ struct PathFunction : torch::autograd::Function<PathFunction> {
 };
 
 }  // namespace
+
+double scale_of(const at::Tensor& q, const Geometry& geometry) {
+  return geometry.scale != 0 ? geometry.scale : 1 / std::sqrt(static_cast<double>(q.size(3)));
+}
+
+at::Tensor document_offsets(const Geometry& geometry, at::Device device) {
+  if (geometry.docs.empty()) return {};
+  std::vector<int> offsets = {0};
+  for (const std::int64_t length : geometry.docs)
+    offsets.push_back(offsets.back() + static_cast<int>(length));
+  return at::tensor(offsets, at::kInt).to(device);
+}
 
 at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device) {
   const auto numbered = [&](std::int64_t from, std::int64_t to) {

@@ -34,6 +34,12 @@ at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 // The same as a path on cases, so that faults can be planted around it. Its outputs are fp32.
 Path exact_path();
 
+// What a scaled score is multiplied by: the geometry's scale, or 1 / sqrt(d).
+double scale_of(const at::Tensor& q, const Geometry& geometry);
+
+// [documents + 1] int32 from 0 to the rows on `device`; undefined where nothing is packed.
+at::Tensor document_offsets(const Geometry& geometry, at::Device device);
+
 // [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
 at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device);
 

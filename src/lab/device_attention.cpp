@@ -18,10 +18,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-double scale_of(const at::Tensor& q) {
-  return 1 / std::sqrt(static_cast<double>(q.size(3)));
-}
-
 // How flash attention 2 is called: [b, s, h, d], or [rows of all documents, h, d].
 struct FlashShape {
   at::Tensor offsets;  // undefined: not packed
@@ -37,15 +33,13 @@ struct FlashShape {
   }
 };
 
-FlashShape shape_of(const at::Tensor& q, std::int64_t window, const std::vector<std::int64_t>& docs) {
+FlashShape shape_of(const at::Tensor& q, const Geometry& geometry, const at::Tensor& offsets) {
   FlashShape shape;
-  shape.most = docs.empty() ? q.size(2) : *std::max_element(docs.begin(), docs.end());
-  if (window > 0) shape.left = window - 1;  // keys to the left of the row's own
-  if (window > 0) shape.right = 0;
-  if (docs.empty()) return shape;
-  std::vector<int> offsets = {0};
-  for (const std::int64_t length : docs) offsets.push_back(offsets.back() + static_cast<int>(length));
-  shape.offsets = at::tensor(offsets, at::kInt).to(q.device());
+  shape.offsets = offsets;
+  shape.most =
+      geometry.docs.empty() ? q.size(2) : *std::max_element(geometry.docs.begin(), geometry.docs.end());
+  if (geometry.window > 0) shape.left = geometry.window - 1;  // keys to the left of the row's own
+  if (geometry.window > 0) shape.right = 0;
   return shape;
 }
 
@@ -55,11 +49,11 @@ struct FlashFunction : torch::autograd::Function<FlashFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
                                const at::Tensor& v, const at::Tensor& sinks, const Geometry* geometry,
                                bool with_sink) {
-    const FlashShape shape = shape_of(q, geometry->window, geometry->docs);
+    const FlashShape shape = shape_of(q, *geometry, document_offsets(*geometry, q.device()));
     const auto cu = shape.offsets.defined() ? std::optional(shape.offsets) : std::nullopt;
-    auto [out, lse, state, unused, mask] =
-        at::_flash_attention_forward(shape.to_op(q), shape.to_op(k), shape.to_op(v), cu, cu, shape.most,
-                                     shape.most, 0.0, true, false, scale_of(q), shape.left, shape.right);
+    auto [out, lse, state, unused, mask] = at::_flash_attention_forward(
+        shape.to_op(q), shape.to_op(k), shape.to_op(v), cu, cu, shape.most, shape.most, 0.0, true, false,
+        scale_of(q, *geometry), shape.left, shape.right);
     at::Tensor rows = shape.from_op(out);
     if (shape.offsets.defined()) lse = lse.unsqueeze(0);
     if (with_sink) {
@@ -78,14 +72,14 @@ struct FlashFunction : torch::autograd::Function<FlashFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[4], &lse = saved[5];
-    const FlashShape shape =
-        shape_of(q, context->saved_data["window"].toInt(), context->saved_data["docs"].toIntVector());
+    const Geometry geometry{context->saved_data["window"].toInt(), context->saved_data["docs"].toIntVector()};
+    const FlashShape shape = shape_of(q, geometry, saved[8]);
     const at::Tensor dout = gradients[0].to(q.scalar_type());
     const at::Tensor cu = shape.offsets;
     auto [dq, dk, dv] = at::_flash_attention_backward(
         shape.to_op(dout), shape.to_op(q), shape.to_op(k), shape.to_op(v), shape.to_op(out),
         (cu.defined() ? lse.squeeze(0) : lse).contiguous(), cu, cu, shape.most, shape.most, 0.0, true,
-        saved[6], saved[7], scale_of(q), shape.left, shape.right);
+        saved[6], saved[7], scale_of(q, geometry), shape.left, shape.right);
     at::Tensor dsinks;
     if (context->saved_data["with_sink"].toBool()) {
       const at::Tensor mass = at::exp(saved[3].view({1, -1, 1}) - lse);
@@ -108,7 +102,7 @@ at::Tensor eager(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
                  const Geometry& geometry, bool softmax_in_fp32) {
   const std::int64_t group = q.size(1) / k.size(1), b = q.size(0), s = q.size(2);
   const auto repeated = [&](const at::Tensor& t) { return t.repeat_interleave(group, 1); };
-  at::Tensor scores = at::matmul(q, repeated(k).transpose(2, 3)) * scale_of(q);
+  at::Tensor scores = at::matmul(q, repeated(k).transpose(2, 3)) * scale_of(q, geometry);
   const at::Tensor hidden = hidden_keys(s, k.size(2), geometry, q.device());
   // transformers adds a mask; what it hides has probability 0 either way.
   scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());

@@ -2,13 +2,13 @@
 #include "src/lab/kernel_attention.hpp"
 
 #include <ATen/core/grad_mode.h>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <torch/csrc/autograd/custom_function.h>
 #include <vector>
 
 #include "kernels/sink_attention.h"
+#include "src/lab/attention.hpp"
 #include "src/lab/formats.hpp"
 
 namespace sinkscope::lab {
@@ -73,14 +73,7 @@ at::Tensor empty_like_rows(const at::Tensor& t) {
   return at::empty({t.size(0), t.size(2), t.size(1), t.size(3)}, t.options()).transpose(1, 2);
 }
 
-at::Tensor offsets_of(const std::vector<std::int64_t>& docs, at::Device device) {
-  if (docs.empty()) return {};
-  std::vector<int> offsets = {0};
-  for (const std::int64_t length : docs) offsets.push_back(offsets.back() + static_cast<int>(length));
-  return at::tensor(offsets, at::kInt).to(device);
-}
-
-sa::Problem problem_of(const at::Tensor& q, const at::Tensor& k, std::int64_t window,
+sa::Problem problem_of(const at::Tensor& q, const at::Tensor& k, const Geometry& geometry,
                        const at::Tensor& offsets) {
   sa::Problem p;
   p.dtype = kernel_dtype(q.scalar_type());
@@ -90,8 +83,8 @@ sa::Problem problem_of(const at::Tensor& q, const at::Tensor& k, std::int64_t wi
   p.sq = q.size(2);
   p.sk = k.size(2);
   p.d = q.size(3);
-  p.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(q.size(3))));
-  p.window = window;
+  p.scale = static_cast<float>(scale_of(q, geometry));
+  p.window = geometry.window;
   if (offsets.defined()) {
     p.documents = static_cast<std::int32_t>(offsets.numel() - 1);
     p.cu_seqlens_q = p.cu_seqlens_k = offsets.const_data_ptr<int>();
@@ -108,7 +101,7 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
       return r.stride(3) == 1 ? r : r.contiguous();
     };
     const at::Tensor rq = rounded(q), rk = rounded(k), rv = rounded(v), sink = sinks.contiguous();
-    const at::Tensor offsets = offsets_of(geometry->docs, q.device());
+    const at::Tensor offsets = document_offsets(*geometry, q.device());
     const Backend backend{q.is_cuda(), {.threads = static_cast<int>(threads)}};
     const at::Tensor out = empty_like_rows(rq);
     const at::Tensor lse = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(at::kFloat));
@@ -116,7 +109,7 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
                                                      : at::empty(q.sizes(), q.options().dtype(at::kChar),
                                                                  at::MemoryFormat::Contiguous);
     sa::ForwardParams f;
-    f.problem = problem_of(rq, rk, geometry->window, offsets);
+    f.problem = problem_of(rq, rk, *geometry, offsets);
     f.q = strided<sa::ConstTensor>(rq);
     f.k = strided<sa::ConstTensor>(rk);
     f.v = strided<sa::ConstTensor>(rv);
@@ -143,7 +136,7 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
     const at::Tensor dq = empty_like_rows(q), dk = empty_like_rows(k), dv = empty_like_rows(v);
     const at::Tensor dsinks = at::empty_like(saved[3]);
     sa::BackwardParams w;
-    w.problem = problem_of(q, k, context->saved_data["window"].toInt(), saved[7]);
+    w.problem = problem_of(q, k, {context->saved_data["window"].toInt()}, saved[7]);
     w.q = strided<sa::ConstTensor>(q);
     w.k = strided<sa::ConstTensor>(k);
     w.v = strided<sa::ConstTensor>(v);

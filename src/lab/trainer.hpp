@@ -53,7 +53,6 @@ class Trainer final : public Lab {
   Batch roll_out(const StepSettings& settings, at::Generator& generator) const;
   Batch on_device(Batch batch) const;
   const Batch& batch() const;
-  void replace_weights(const std::string& path);
 
   LabConfig config_;
   FindPath find_path_;

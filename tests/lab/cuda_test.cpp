@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The spike lab on a GPU: every path that computes there, beside exact attention there.
-#include <cmath>
-
 #include "src/lab/lab.hpp"
 #include "src/torch/module.hpp"
+#include "tests/lab/relative_error.hpp"
 #include "tests/require_gpu.hpp"
 
 namespace sinkscope::lab {
@@ -16,15 +15,6 @@ LabConfig on_gpu(bool packed) {
   config.model.sink_mean = 1;
   config.text = {.path = "datasets/text", .batch = 3, .length = 100, .packed = packed};
   return config;
-}
-
-double relative_error(const ReplayedPath& path) {
-  double off = 0, exact = 0;
-  for (const ReplayedBlock& block : path.blocks) {
-    off += block.difference;
-    exact += block.exact;
-  }
-  return std::sqrt(off / exact);
 }
 
 class LabOnGpu : public testing::TestWithParam<bool> {

@@ -3,11 +3,11 @@
 #include "src/lab/lab.hpp"
 
 #include <cmath>
-#include <functional>
 
 #include "src/capture/capture.hpp"
 #include "src/capture/safetensors.hpp"
 #include "src/core/error.hpp"
+#include "tests/lab/relative_error.hpp"
 #include "tests/temporary_folder.hpp"
 
 namespace sinkscope::lab {
@@ -52,18 +52,6 @@ StepSettings reinforced(const std::string& path) {
   return settings;
 }
 
-// |g - g_e| / |g_e| of all blocks, or of those that a test picks.
-double relative_error(
-    const ReplayedPath& path,
-    const std::function<bool(const Block&)>& counts = [](const Block&) { return true; }) {
-  double off = 0, exact = 0;
-  for (const ReplayedBlock& block : path.blocks) {
-    if (!counts(block.block)) continue;
-    off += block.difference;
-    exact += block.exact;
-  }
-  return std::sqrt(off / exact);
-}
 bool is_sink(const Block& block) {
   return block.kind == BlockKind::kSink;
 }
