@@ -4,18 +4,21 @@
 #include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "src/core/error.hpp"
 #include "src/lab/device_attention.hpp"
-#include "src/lab/formats.hpp"
 #include "src/lab/kernel_attention.hpp"
+#include "src/torch/host_tensor.hpp"
 
 namespace sinkscope::lab {
 namespace {
+
+using torch_paths::from_torch;
+using torch_paths::scalar_type;
+using torch_paths::view_of;
 
 constexpr std::int64_t kObservedRows = 256;
 // The score of a hidden key: finite, so that a row without keys has no NaN in its gradients.
@@ -43,10 +46,7 @@ std::vector<std::int64_t> sizes(const at::Tensor& t) {
 }
 
 at::Tensor from_host(const Tensor& tensor) {
-  auto* const data =
-      const_cast<std::byte*>(tensor.data());  // from_blob wants a writable pointer; it is cloned at once
-  return at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype())))
-      .to(at::kFloat, false, true);
+  return view_of(tensor).to(at::kFloat, false, true);
 }
 
 Outputs run_path(const Path& path, const Case& c, int threads) {
@@ -55,10 +55,6 @@ Outputs run_path(const Path& path, const Case& c, int threads) {
   PathOptions options;
   options.threads = threads;
   return path.run(c, options).outputs;
-}
-
-bool is_fault(const Path& path) {
-  return path.name.starts_with("fault:");
 }
 
 using torch::autograd::AutogradContext;
@@ -75,8 +71,9 @@ struct PathFunction : torch::autograd::Function<PathFunction> {
     context->saved_data["window"] = geometry->window;
     Case c = case_of(q, k, v, sinks, *geometry, attention->format);
     // A fault of the gradients is there only where gradients are asked for.
-    if (is_fault(*attention->path)) c.dout = Tensor(attention->format, sizes(q));
-    return from_host(run_path(*attention->path, c, attention->threads).out).to(q.device());
+    if (!attention->planted.empty()) c.dout = Tensor(attention->format, sizes(q));
+    attention->look_for_planted(c);
+    return from_host(run_path(*attention->path, c, attention->threads).out).to(q.device(), q.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -84,11 +81,10 @@ struct PathFunction : torch::autograd::Function<PathFunction> {
     const auto* attention = reinterpret_cast<const Attention*>(context->saved_data["path"].toInt());
     const Geometry geometry{context->saved_data["window"].toInt(), context->saved_data["docs"].toIntVector()};
     Case c = case_of(saved[0], saved[1], saved[2], saved[3], geometry, attention->format);
-    c.dout = to_host(gradients[0], attention->format);
+    c.dout = from_torch(gradients[0], attention->format);
     const Outputs outputs = run_path(*attention->path, c, attention->threads);
-    const auto device = saved[0].device();
-    const auto back = [&](const Tensor& t, const at::Tensor& like) {
-      return t.given() ? from_host(t).to(device) : at::zeros_like(like);
+    const auto back = [](const Tensor& t, const at::Tensor& like) {
+      return t.given() ? from_host(t).to(like.device(), like.scalar_type()) : at::zeros_like(like);
     };
     return {back(outputs.dq, saved[0]),
             back(outputs.dk, saved[1]),
@@ -130,13 +126,6 @@ at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometr
   return hidden | (document.unsqueeze(1) != document.unsqueeze(0));
 }
 
-Tensor to_host(const at::Tensor& t, DType format) {
-  const at::Tensor host = t.detach().to(at::kCPU, scalar_type(format)).contiguous();
-  Tensor tensor(format, sizes(host));
-  std::memcpy(tensor.data(), host.const_data_ptr(), tensor.bytes());
-  return tensor;
-}
-
 at::Tensor rounded_to(const at::Tensor& t, DType format) {
   if (format == DType::kFp32) return t;
   const at::Tensor plain = t.detach();
@@ -159,10 +148,10 @@ Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, cons
   s.docs = geometry.docs;
   s.scale = scale_of(q, geometry);
   c.problem.residual = format != DType::kFp32;
-  c.q = to_host(q, format);
-  c.k = to_host(k, format);
-  c.v = to_host(v, format);
-  if (sinks.defined()) c.sinks = to_host(sinks, DType::kFp32);
+  c.q = from_torch(q, format);
+  c.k = from_torch(k, format);
+  c.v = from_torch(v, format);
+  if (sinks.defined()) c.sinks = from_torch(sinks, DType::kFp32);
   return c;
 }
 
@@ -193,9 +182,9 @@ Path exact_path() {
     const at::Tensor out = at::matmul(found.p, v.unsqueeze(2)).reshape(q.sizes());
     PathRun run;
     run.backend = "libtorch float64";
-    run.outputs.out = to_host(out, DType::kFp32);
+    run.outputs.out = from_torch(out, DType::kFp32);
     const at::Tensor lse = found.lse.reshape({q.size(0), q.size(1), q.size(2)});
-    run.outputs.lse = to_host(lse, DType::kFp32);
+    run.outputs.lse = from_torch(lse, DType::kFp32);
     if (!c.dout.given()) return run;
     std::vector<at::Tensor> inputs = {q, k, v};
     if (c.sinks.given()) inputs.push_back(sinks);
@@ -205,10 +194,10 @@ Path exact_path() {
       upstream.push_back(from_host(c.dlse).to(at::kDouble));
     }
     const variable_list gradients = torch::autograd::grad(of, inputs, upstream);
-    run.outputs.dq = to_host(gradients[0], DType::kFp32);
-    run.outputs.dk = to_host(gradients[1], DType::kFp32);
-    run.outputs.dv = to_host(gradients[2], DType::kFp32);
-    if (c.sinks.given()) run.outputs.dsinks = to_host(gradients[3], DType::kFp32);
+    run.outputs.dq = from_torch(gradients[0], DType::kFp32);
+    run.outputs.dk = from_torch(gradients[1], DType::kFp32);
+    run.outputs.dv = from_torch(gradients[2], DType::kFp32);
+    if (c.sinks.given()) run.outputs.dsinks = from_torch(gradients[3], DType::kFp32);
     return run;
   };
   return path;
@@ -219,8 +208,20 @@ at::Tensor Attention::operator()(const at::Tensor& q, const at::Tensor& k, const
   if (name == "sink_kernel") return kernel_attention(q, k, v, sinks, geometry, format, threads);
   if (q.is_cuda() && on_device(name)) return device_attention(name, q, k, v, sinks, geometry, format);
   const at::Tensor rq = rounded_to(q, format), rk = rounded_to(k, format), rv = rounded_to(v, format);
-  if (!path) return exact_attention(rq, rk, rv, sinks, geometry);
-  return PathFunction::apply(rq, rk, rv, sinks, this, &geometry);
+  const at::Tensor out = path ? PathFunction::apply(rq, rk, rv, sinks, this, &geometry)
+                              : exact_attention(rq, rk, rv, sinks, geometry);
+  return out.to(q.scalar_type());
+}
+
+void Attention::look_for_planted(const Case& c) const {
+  seen.resize(planted.size());
+  for (std::size_t i = 0; i < planted.size(); ++i)
+    if (!planted[i].invisible(c)) seen[i] = true;
+}
+
+void Attention::expect_planted() const {
+  for (std::size_t i = 0; i < seen.size(); ++i)
+    if (!seen[i]) throw InputError("path is " + name + ", wanted a mistake that shows in a layer of this model: " + planted[i].name + " shows in none");
 }
 
 std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,

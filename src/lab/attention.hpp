@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/inputs/path.hpp"
+#include "src/lab/entry.hpp"
 #include "src/lab/geometry.hpp"
 #include "src/lab/lab.hpp"
 
@@ -17,14 +18,19 @@ namespace sinkscope::lab {
 struct Attention {
   std::string name = "exact";
   std::optional<Path> path;  // of any other name
+  std::vector<Planted> planted;
+  mutable std::vector<bool> seen;  // of `planted`: those that showed in a call
   DType format = DType::kBf16;
   int threads = 0;
 
-  // q [b, hq, sq, d], k and v [b, hkv, sk, d], sinks [hq], all fp32, to out [b, hq, sq, d] fp32; differentiable, and then this
-  // must live as long as the graph. The rows are those of the last keys. Throws InputError
+  // q [b, hq, sq, d], k and v [b, hkv, sk, d], all fp32 or all bf16, sinks [hq] fp32, to out [b, hq, sq, d] as q; differentiable, and
+  // then this must live as long as the graph. The rows are those of the last keys. Throws InputError
   // where the path cannot compute this.
   at::Tensor operator()(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& sinks, const Geometry& geometry) const;
+  void look_for_planted(const Case& c) const;  // notes which mistakes show in a call
+  // After all layers: throws InputError naming a mistake that showed in none, which would pass for healthy.
+  void expect_planted() const;
 };
 
 // Softmax attention with a sink, causal, in float64 with float64 gradients; out comes back in fp32.
@@ -49,7 +55,6 @@ at::Tensor rounded_to(const at::Tensor& t, DType format);
 // A call as a case, without its gradients' inputs: rounds to `format`. Tensors may be on any device.
 Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
              const Geometry& geometry, DType format);
-Tensor to_host(const at::Tensor& t, DType format);
 
 // One per query head, means over batch and rows, from fp32 scores of the rounded q and k: all rows, or 256 that are evenly
 // spread, so that looking costs little beside a step.

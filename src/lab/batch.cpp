@@ -60,15 +60,18 @@ at::Tensor loss_of(const at::Tensor& log_probs, const Batch& batch, const StepSe
   return -(gain * batch.counted).sum() / count;
 }
 
-RolloutFacts rollout_facts(const at::Tensor& log_probs, const Batch& batch, const StepSettings& settings) {
+RolloutFacts rollout_facts(const at::Tensor& log_probs, const at::Tensor& rollout_log_probs, const Batch& batch,
+                           const StepSettings& settings) {
   const at::Tensor which = batch.counted > 0;
-  const at::Tensor log_ratio =
-      (log_probs.detach() - batch.old_log_probs).masked_select(which).to(at::kCPU, at::kDouble);
+  const auto beside = [&](const at::Tensor& other) {
+    return (log_probs.detach() - other).masked_select(which).to(at::kCPU, at::kDouble);
+  };
+  const at::Tensor log_ratio = beside(batch.old_log_probs);
   const at::Tensor ratio = at::exp(log_ratio);
   const auto n = static_cast<double>(ratio.numel());
   RolloutFacts facts;
   facts.reward = batch.reward;
-  facts.gap = log_ratio.abs().mean().item<double>();
+  facts.gap = beside(rollout_log_probs).abs().mean().item<double>();
   facts.ratio_mean = ratio.mean().item<double>();
   facts.ratio_max = ratio.max().item<double>();
   const double sum = ratio.sum().item<double>();

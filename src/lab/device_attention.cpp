@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "src/lab/attention.hpp"
-#include "src/lab/formats.hpp"
+#include "src/torch/host_tensor.hpp"
 
 namespace sinkscope::lab {
 namespace {
@@ -126,12 +126,12 @@ bool on_device(const std::string& path) {
 at::Tensor device_attention(const std::string& path, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry,
                             DType format) {
-  const at::ScalarType type = scalar_type(format);
+  const at::ScalarType type = torch_paths::scalar_type(format);
   const at::Tensor rq = q.to(type), rk = k.to(type), rv = v.to(type);
   const bool is_eager = path.starts_with("eager");
   const at::Tensor out = is_eager ? eager(rq, rk, rv, sinks, geometry, path == "eager_fp32")
                                   : flash(path, rq, rk, rv, sinks, geometry);
-  return out.to(at::kFloat);
+  return out.to(q.scalar_type());
 }
 
 }  // namespace sinkscope::lab

@@ -17,7 +17,7 @@ extern "C" __attribute__((visibility("default"))) Lab* sinkscope_open_lab(const 
                                                                           const FindPath* find_path) {
   if (config->cuda && !torch_paths::cuda_unavailable().empty())
     throw EnvironmentError("device is cuda: " + torch_paths::cuda_unavailable());
-  at::globalContext().setAllowTF32CuBLAS(config->tf32);
+  at::globalContext().setAllowTF32CuBLAS(config->precision == Precision::kTf32);
   return std::make_unique<Trainer>(*config, *find_path).release();
 }
 

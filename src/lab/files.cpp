@@ -10,16 +10,13 @@
 #include "src/capture/safetensors.hpp"
 #include "src/core/error.hpp"
 #include "src/lab/trainer.hpp"
+#include "src/torch/host_tensor.hpp"
 
 namespace sinkscope::lab {
 namespace {
 
-Tensor whole_numbers(const at::Tensor& t) {
-  const at::Tensor host = t.to(at::kCPU, at::kLong).contiguous();
-  Tensor tensor(DType::kInt64, host.sizes().vec());
-  std::memcpy(tensor.data(), host.const_data_ptr(), tensor.bytes());
-  return tensor;
-}
+using torch_paths::from_torch;
+using torch_paths::view_of;
 
 const Tensor& find(const Safetensors& file, const std::string& path, const std::string& name) {
   const auto found = file.tensors.find(name);
@@ -39,6 +36,38 @@ void read_into(const at::Tensor& t, const Safetensors& file, const std::string& 
   t.detach().copy_(wide);
 }
 
+// Before the names of what a checkpoint keeps of rollouts that have updates left.
+constexpr const char* kKeptBatch = "batch.";
+
+struct BatchPart {
+  const char* name;
+  at::Tensor Batch::*tensor;
+  DType dtype;
+};
+constexpr BatchPart kBatchParts[] = {{"targets", &Batch::targets, DType::kInt64},
+                                     {"counted", &Batch::counted, DType::kFp32},
+                                     {"advantages", &Batch::advantages, DType::kFp32},
+                                     {"old_log_probs", &Batch::old_log_probs, DType::kFp32}};
+
+void put_batch(Safetensors& file, const std::string& prefix, const Batch& batch) {
+  file.tensors[prefix + "tokens"] = from_torch(batch.tokens.ids, DType::kInt64);
+  file.tensors[prefix + "positions"] = from_torch(batch.tokens.positions, DType::kInt64);
+  for (const BatchPart& part : kBatchParts)
+    if ((batch.*part.tensor).defined()) file.tensors[prefix + part.name] = from_torch(batch.*part.tensor, part.dtype);
+}
+
+// Rollouts, on the host.
+Batch take_batch(const Safetensors& file, const std::string& path, const std::string& prefix) {
+  const auto take = [&](const char* name) {
+    return view_of(find(file, path, prefix + name)).clone();
+  };
+  Batch batch;
+  batch.tokens.ids = take("tokens");
+  batch.tokens.positions = take("positions");
+  for (const BatchPart& part : kBatchParts) batch.*part.tensor = take(part.name);
+  return batch;
+}
+
 // A path's name as a capture takes it: a fault's colons become dots, its @ a plus.
 std::string recorded_name(std::string path) {
   std::replace(path.begin(), path.end(), ':', '.');
@@ -49,16 +78,8 @@ std::string recorded_name(std::string path) {
 }  // namespace
 
 void Trainer::capture_batch(const std::string& path) {
-  const Batch& b = batch();
   Safetensors file;
-  file.tensors["tokens"] = whole_numbers(b.tokens.ids);
-  file.tensors["positions"] = whole_numbers(b.tokens.positions);
-  file.tensors["targets"] = whole_numbers(b.targets);
-  file.tensors["counted"] = to_host(b.counted, DType::kFp32);
-  if (b.advantages.defined()) {
-    file.tensors["advantages"] = to_host(b.advantages, DType::kFp32);
-    file.tensors["old_log_probs"] = to_host(b.old_log_probs, DType::kFp32);
-  }
+  put_batch(file, "", batch());
   file.metadata["step"] = std::to_string(step_);
   write_safetensors(path, file, true);
 }
@@ -81,7 +102,7 @@ void Trainer::capture_attention(std::int64_t layer, const std::string& path, con
   };
   const at::Tensor loss =
       loss_of(log_probs_of(model_.forward(batch().tokens, keep), batch()), batch(), settings);
-  c.dout = to_host(torch::autograd::grad({loss}, {out_of_layer})[0], config_.format);
+  c.dout = from_torch(torch::autograd::grad({loss}, {out_of_layer})[0], config_.format);
   const Path ran = attention.path ? *attention.path : exact_path();
   PathOptions options;
   options.threads = config_.threads;
@@ -95,11 +116,16 @@ void Trainer::save(const std::string& path) const {
   Safetensors file;
   for (std::size_t i = 0; i < model_.parameters().size(); ++i) {
     const Parameter& parameter = model_.parameters()[i];
-    file.tensors[parameter.name] = to_host(parameter.value, DType::kFp32);
-    file.tensors["first." + parameter.name] = to_host(first_[i], DType::kFp32);
-    file.tensors["second." + parameter.name] = to_host(second_[i], DType::kFp32);
+    file.tensors[parameter.name] = from_torch(parameter.value, DType::kFp32);
+    file.tensors["first." + parameter.name] = from_torch(first_[i], DType::kFp32);
+    file.tensors["second." + parameter.name] = from_torch(second_[i], DType::kFp32);
   }
   file.metadata["step"] = std::to_string(step_);
+  if (batch_) {
+    put_batch(file, kKeptBatch, *batch_);
+    file.metadata["batch_uses"] = std::to_string(batch_uses_);
+    file.tensors[std::string(kKeptBatch) + "reward"] = from_torch(at::full({1}, batch_->reward, at::kDouble), DType::kFp64);
+  }
   write_safetensors(path, file, true);
 }
 
@@ -115,14 +141,19 @@ void Trainer::load(const std::string& path) {
     read_into(second_[i], file, path, "second." + parameter.name);
   }
   step_ = std::stoll(step->second);
-  batch_.reset();
   gradient_.clear();
+  batch_.reset();
+  const auto uses = file.metadata.find("batch_uses");
+  if (uses == file.metadata.end()) return;
+  batch_ = on_device(take_batch(file, path, kKeptBatch));
+  batch_->reward = view_of(find(file, path, std::string(kKeptBatch) + "reward")).item<double>();
+  batch_uses_ = std::stoll(uses->second);
 }
 
 void Trainer::export_model(const std::string& path) const {
   Safetensors file;
   for (const Parameter& parameter : model_.parameters())
-    file.tensors[parameter.name] = to_host(parameter.value, DType::kFp32);
+    file.tensors[parameter.name] = from_torch(parameter.value, DType::kFp32);
   file.metadata["format"] = "pt";
   write_safetensors(path, file, true);
 }
@@ -150,10 +181,10 @@ void Trainer::write_logits_and_gradients(const std::string& tokens_path, const s
   Safetensors file;
   {
     const at::NoGradGuard guard;
-    file.tensors["logits"] = to_host(forward(this->batch().tokens, through), DType::kFp32);
+    file.tensors["logits"] = from_torch(forward(this->batch().tokens, through), DType::kFp32);
   }
   for (std::size_t i = 0; i < model_.parameters().size(); ++i)
-    file.tensors[model_.parameters()[i].name] = to_host(gradient.of[i], DType::kFp32);
+    file.tensors[model_.parameters()[i].name] = from_torch(gradient.of[i], DType::kFp32);
   write_safetensors(path, file, true);
   batch_.reset();
 }

@@ -42,10 +42,11 @@ std::vector<double> dot_by_block(const Model& model, const std::vector<at::Tenso
   const ModelShape& shape = model.shape();
   const std::vector<Parameter>& parameters = model.parameters();
   // Rows of a projection's weight or bias, and the sinks, go by head. All sums come to the host at once.
+  const std::vector<at::Tensor> products = at::_foreach_mul(a, b);
   std::vector<at::Tensor> by_head;
   for (std::size_t i = 0; i < parameters.size(); ++i)
     by_head.push_back(
-        (a[i] * b[i]).reshape({heads_of(shape, parameters[i].kind), -1}).sum({1}, false, at::kDouble));
+        products[i].reshape({heads_of(shape, parameters[i].kind), -1}).sum({1}, false, at::kDouble));
   const at::Tensor all = at::cat(by_head).to(at::kCPU);
   const double* next = all.const_data_ptr<double>();
   std::vector<double> sums(blocks_of(shape).size());

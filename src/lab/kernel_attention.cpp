@@ -9,7 +9,7 @@
 
 #include "kernels/sink_attention.h"
 #include "src/lab/attention.hpp"
-#include "src/lab/formats.hpp"
+#include "src/torch/host_tensor.hpp"
 
 namespace sinkscope::lab {
 namespace {
@@ -124,7 +124,8 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
     context->save_for_backward({rq, rk, rv, sink, out, lse, residual, offsets});
     context->saved_data["window"] = geometry->window;
     context->saved_data["threads"] = threads;
-    return out.to(at::kFloat);
+    context->saved_data["type"] = static_cast<std::int64_t>(q.scalar_type());
+    return out.to(q.scalar_type());
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -153,8 +154,8 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
     w.workspace = workspace.data_ptr();
     w.workspace_bytes = static_cast<std::size_t>(workspace.numel());
     backend.backward(w);
-    return {dq.to(at::kFloat), dk.to(at::kFloat), dv.to(at::kFloat), dsinks,
-            at::Tensor(),      at::Tensor(),      at::Tensor()};
+    const auto type = static_cast<at::ScalarType>(context->saved_data["type"].toInt());
+    return {dq.to(type), dk.to(type), dv.to(type), dsinks, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -162,7 +163,7 @@ struct KernelFunction : torch::autograd::Function<KernelFunction> {
 
 at::Tensor kernel_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const at::Tensor& sinks, const Geometry& geometry, DType format, int threads) {
-  return KernelFunction::apply(q, k, v, sinks, &geometry, scalar_type(format),
+  return KernelFunction::apply(q, k, v, sinks, &geometry, torch_paths::scalar_type(format),
                                static_cast<std::int64_t>(threads));
 }
 

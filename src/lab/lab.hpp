@@ -45,6 +45,13 @@ struct SortingTask {
   std::int64_t prompts = 32, rollouts = 8;  // of reinforcement: rollouts per prompt
 };
 
+// What all but attention is multiplied in. The residual stream, norms, the softmax of the loss and the optimizer are fp32 always.
+enum class Precision {
+  kFp32,
+  kTf32,  // fp32, whose products a GPU makes in TF32
+  kBf16,  // products in bf16, weights rounded to it where they are used; attention gets bf16 and gives it
+};
+
 struct LabConfig {
   ModelShape model;
   Optimizer optimizer;
@@ -52,9 +59,9 @@ struct LabConfig {
   TextTask text;
   SortingTask sort;
   DType format =
-      DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention; all else is fp32
+      DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention
   bool cuda = false;
-  bool tf32 = false;  // a GPU multiplies the fp32 matrices of all but attention in TF32
+  Precision precision = Precision::kFp32;
   int threads = 0;    // 0: all hardware threads
 };
 
@@ -70,6 +77,7 @@ struct StepSettings {
   double norm_clip = 1;     // of the global gradient norm; 0: none
   double ratio_clip = 0.2;  // of the importance ratio; 0: none
   double kl_weight = 0;     // of the estimate of KL(training, rollout policy)
+  std::int64_t updates = 1;  // kReinforce: steps taken on the same rollouts (GRPO's mu)
   bool observe = false;     // fill in `heads`, at the cost of another attention in fp32
 };
 
@@ -95,10 +103,11 @@ struct HeadFacts {
   double max_logit = 0;  // the largest scaled score of any of these rows
 };
 
-// How far the training path is from what the rollouts were sampled from; over their tokens.
+// How far the training path is from what the rollouts were sampled from; over their tokens. Ratios are to the policy that sampled
+// them, so that from the second update on the same rollouts on they say what was learned too; the gap says what paths differ by.
 struct RolloutFacts {
   double reward = 0;
-  double gap = 0;  // mean |log-probability under training path - under rollout path|
+  double gap = 0;  // mean |log-probability under training path - under rollout path|, at the weights of the step
   double ratio_mean = 1, ratio_max = 1;
   double effective_sample = 1;  // (sum r)^2 / (n sum r^2)
   double clip_fraction = 0;     // tokens whose ratio is outside the clip

@@ -41,7 +41,7 @@ const Module& module() {
   return kModule;
 }
 
-// A layer in which a mistake cannot be seen (a window's in a layer without one) is computed by the healthy path.
+// A layer in which the mistake cannot be seen is computed by the healthy path.
 Path where_visible(const Path& fault, const Path& healthy) {
   Path path = fault;
   path.unsupported = healthy.unsupported;
@@ -52,14 +52,18 @@ Path where_visible(const Path& fault, const Path& healthy) {
 }
 
 // fault:NAME:PATH may hold another fault, or exact attention, which no table has.
-Path find(const std::string& name, const Path& exact) {
-  if (name == "exact") return exact;
+FoundPath find(const std::string& name, const Path& exact) {
+  if (name == "exact") return {exact, {}};
   constexpr std::string_view kFault = "fault:";
-  if (!name.starts_with(kFault)) return find_path(name, Case{});
+  if (!name.starts_with(kFault)) return {find_path(name, Case{}), {}};
   const std::size_t colon = name.find(':', kFault.size());
   if (colon == std::string::npos) throw InputError(fmt::format("path is '{}', wanted fault:NAME:PATH", name));
-  const Path healthy = find(name.substr(colon + 1), exact);
-  return where_visible(plant_by_name(name.substr(kFault.size(), colon - kFault.size()), healthy), healthy);
+  FoundPath found = find(name.substr(colon + 1), exact);
+  const std::string mistake = name.substr(kFault.size(), colon - kFault.size());
+  const Path fault = plant_by_name(mistake, found.path);
+  found.planted.push_back({mistake, fault.unsupported});
+  found.path = where_visible(fault, found.path);
+  return found;
 }
 
 }  // namespace

@@ -12,20 +12,17 @@ constexpr double kNormEpsilon = 1e-5;   // rms_norm_eps of GPT-OSS
 constexpr double kSwigluAlpha = 1.702;  // of GPT-OSS's experts
 constexpr double kSwigluLimit = 7;      // likewise
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight) {
-  return weight * (x * at::rsqrt(x.square().mean(-1, true) + kNormEpsilon));
-}
-
-// Halves, not pairs, are rotated.
+// Halves, not pairs, are rotated. x [b, s, h, d]; cos [b, s, 1, d] with both halves alike, sin with the first half negative.
 at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const std::vector<at::Tensor> halves = x.chunk(2, -1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1);
+  return at::addcmul(x * cos, x.roll(x.size(3) / 2, 3), sin);
 }
 
 }  // namespace
 
-Model::Model(const ModelShape& shape, at::Device device)
-    : shape_(shape), device_(device), generator_(at::detail::createCPUGenerator(shape.seed)) {
+Model::Model(const ModelShape& shape, Precision precision, at::Device device)
+    : shape_(shape),
+      products_(precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat),
+      device_(device), generator_(at::detail::createCPUGenerator(shape.seed)) {
   const auto width = static_cast<double>(shape.width);
   const auto draw = [&](at::IntArrayRef size, double std) { return at::randn(size, generator_) * std; };
   embedding_ = add("model.embed_tokens.weight", draw({shape.vocabulary, shape.width}, 1));
@@ -77,52 +74,79 @@ Model::Layer Model::make_layer(std::int64_t index) {
   return layer;
 }
 
-at::Tensor Model::attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const at::Tensor& cos,
-                         const at::Tensor& sin, const Tokens& tokens, const LayerAttention& attention) const {
-  const std::int64_t b = x.size(0), s = x.size(1);
-  const auto heads = [&](std::size_t weight, std::size_t bias, std::int64_t count) {
-    return at::linear(x, of(weight), of(bias)).view({b, s, count, shape_.d}).transpose(1, 2);
-  };
-  const at::Tensor q = rotated(heads(layer.q, layer.q_bias, shape_.hq), cos, sin);
-  const at::Tensor k = rotated(heads(layer.k, layer.k_bias, shape_.hkv), cos, sin);
-  const at::Tensor v = heads(layer.v, layer.v_bias, shape_.hkv);
-  const Geometry geometry{index % 2 == 0 ? shape_.window : 0, tokens.docs};
-  const at::Tensor out = attention(index, q, k, v, of(layer.sinks), geometry);
-  return at::linear(out.transpose(1, 2).reshape({b, s, shape_.hq * shape_.d}), of(layer.o), of(layer.o_bias));
+at::Tensor Model::normed(const at::Tensor& x, std::size_t weight) const {
+  return at::rms_norm(x, {shape_.width}, of(weight), kNormEpsilon).to(products_);
 }
 
-// Every expert computes every token, and those that the router did not choose have weight 0.
+at::Tensor Model::attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const Rotation& rotation,
+                         const Tokens& tokens, const LayerAttention& attention) const {
+  const std::int64_t b = x.size(0), s = x.size(1);
+  const auto heads = [&](std::size_t weight, std::size_t bias, std::int64_t count) {
+    return at::linear(x, in_products(weight), in_products(bias)).view({b, s, count, shape_.d});
+  };
+  const at::Tensor q = rotated(heads(layer.q, layer.q_bias, shape_.hq), rotation.cos, rotation.sin);
+  const at::Tensor k = rotated(heads(layer.k, layer.k_bias, shape_.hkv), rotation.cos, rotation.sin);
+  const at::Tensor v = heads(layer.v, layer.v_bias, shape_.hkv);
+  const Geometry geometry{index % 2 == 0 ? shape_.window : 0, tokens.docs};
+  const at::Tensor out = attention(index, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                                   of(layer.sinks), geometry);
+  return at::linear(out.transpose(1, 2).reshape({b, s, shape_.hq * shape_.d}), in_products(layer.o),
+                    in_products(layer.o_bias));
+}
+
+// x [tokens, width]. Even columns of gate_up are the gate's: they are taken from the weights, of which there is less than of what
+// comes out of them.
+at::Tensor Model::expert(const Layer& layer, std::int64_t index, const at::Tensor& x) const {
+  const auto column = [&](std::size_t parameter, std::int64_t first) {
+    return of(parameter).select(0, index).slice(-1, first, std::nullopt, 2).to(products_).contiguous();
+  };
+  const auto product = [&](std::int64_t first) {
+    return at::addmm(column(layer.gate_up_bias, first), x, column(layer.gate_up, first));
+  };
+  const at::Tensor gate = product(0).clamp_max(kSwigluLimit);
+  const at::Tensor up = product(1).clamp(-kSwigluLimit, kSwigluLimit);
+  const at::Tensor inner = (up + 1) * gate * at::sigmoid(gate * kSwigluAlpha);
+  return at::addmm(of(layer.down_bias).select(0, index).to(products_), inner,
+                   of(layer.down).select(0, index).to(products_));
+}
+
+// Every expert computes every token, and those that the router did not choose have weight 0. The router of one expert gives it
+// weight 1 whatever it says.
 at::Tensor Model::experts(const Layer& layer, const at::Tensor& x) const {
   const at::Tensor flat = x.reshape({-1, shape_.width});
-  const at::Tensor logits = at::linear(flat, of(layer.router), of(layer.router_bias));
+  if (shape_.experts == 1) return expert(layer, 0, flat).view(x.sizes());
+  const at::Tensor logits = at::linear(flat, in_products(layer.router), in_products(layer.router_bias));
   const auto [top, chosen] = at::topk(logits, shape_.experts_per_token);
   const at::Tensor weights =
       at::zeros_like(logits).scatter(1, chosen, at::softmax(top, -1));  // [tokens, experts]
-  const at::Tensor gate_up = at::matmul(flat, of(layer.gate_up)) + of(layer.gate_up_bias).unsqueeze(1);
-  const at::Tensor gate = gate_up.slice(-1, 0, std::nullopt, 2).clamp_max(kSwigluLimit);
-  const at::Tensor up = gate_up.slice(-1, 1, std::nullopt, 2).clamp(-kSwigluLimit, kSwigluLimit);
-  const at::Tensor inner = (up + 1) * gate * at::sigmoid(gate * kSwigluAlpha);
-  const at::Tensor out =
-      at::matmul(inner, of(layer.down)) + of(layer.down_bias).unsqueeze(1);  // [experts, tokens, width]
-  return (out * weights.t().unsqueeze(-1)).sum(0).view(x.sizes());
+  at::Tensor sum;
+  for (std::int64_t i = 0; i < shape_.experts; ++i) {
+    const at::Tensor weighted = expert(layer, i, flat) * weights.select(1, i).unsqueeze(1);
+    sum = sum.defined() ? sum + weighted : weighted;
+  }
+  return sum.view(x.sizes());
 }
 
-at::Tensor Model::forward(const Tokens& tokens, const LayerAttention& attention) const {
+Model::Rotation Model::rotation_of(const at::Tensor& positions) const {
   const at::Tensor powers =
       at::arange(0, shape_.d, 2, at::TensorOptions().dtype(at::kFloat).device(device_)) /
       static_cast<double>(shape_.d);
   const at::Tensor frequencies = at::pow(shape_.rope_theta, -powers);
-  const at::Tensor angles =
-      (tokens.positions.to(at::kFloat).unsqueeze(-1) * frequencies).unsqueeze(1);  // [b, 1, s, d / 2]
+  const at::Tensor angles = (positions.to(at::kFloat).unsqueeze(-1) * frequencies).unsqueeze(2);
   const at::Tensor cos = at::cos(angles), sin = at::sin(angles);
+  return {at::cat({cos, cos}, -1).to(products_), at::cat({-sin, sin}, -1).to(products_)};
+}
+
+at::Tensor Model::forward(const Tokens& tokens, const LayerAttention& attention) const {
+  const Rotation rotation = rotation_of(tokens.positions);
   at::Tensor x = at::embedding(of(embedding_), tokens.ids);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    x = x + attend(layer, static_cast<std::int64_t>(i), rms_norm(x, of(layer.input_norm)), cos, sin, tokens,
+    x = x + attend(layer, static_cast<std::int64_t>(i), normed(x, layer.input_norm), rotation, tokens,
                    attention);
-    x = x + experts(layer, rms_norm(x, of(layer.post_norm)));
+    x = x + experts(layer, normed(x, layer.post_norm));
   }
-  return at::linear(rms_norm(x, of(norm_)), of(head_));
+  return at::linear(normed(x, norm_), in_products(head_)).to(at::kFloat);
 }
 
 }  // namespace sinkscope::lab

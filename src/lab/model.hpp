@@ -26,21 +26,22 @@ struct Tokens {
   std::vector<std::int64_t> docs;  // of a batch of 1; empty: every entry is one document
 };
 
-// A layer's attention: q [b, hq, s, d], k and v [b, hkv, s, d], sinks [hq], which layer, and what it sees; out as q.
+// A layer's attention: q [b, hq, s, d], k and v [b, hkv, s, d] in what the model multiplies in, sinks [hq] fp32, which layer, and
+// what it sees; out as q.
 using LayerAttention =
     std::function<at::Tensor(std::int64_t layer, const at::Tensor& q, const at::Tensor& k,
                              const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry)>;
 
 class Model {
  public:
-  Model(const ModelShape& shape, at::Device device);
+  Model(const ModelShape& shape, Precision precision, at::Device device);
 
   const ModelShape& shape() const { return shape_; }
   at::Device device() const { return device_; }
   std::vector<Parameter>& parameters() { return parameters_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
 
-  // Logits [b, s, vocabulary].
+  // Logits [b, s, vocabulary], fp32.
   at::Tensor forward(const Tokens& tokens, const LayerAttention& attention) const;
 
  private:
@@ -50,15 +51,25 @@ class Model {
         gate_up, gate_up_bias, down, down_bias;
   };
 
+  // Of a batch's positions: what turns q and k.
+  struct Rotation {
+    at::Tensor cos, sin;
+  };
+
   std::size_t add(const std::string& name, at::Tensor value, std::int64_t layer = -1,
                   BlockKind kind = BlockKind::kOther);
   Layer make_layer(std::int64_t index);
   const at::Tensor& of(std::size_t index) const { return parameters_[index].value; }
-  at::Tensor attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const at::Tensor& cos,
-                    const at::Tensor& sin, const Tokens& tokens, const LayerAttention& attention) const;
+  at::Tensor in_products(std::size_t index) const { return of(index).to(products_); }
+  Rotation rotation_of(const at::Tensor& positions) const;
+  at::Tensor normed(const at::Tensor& x, std::size_t weight) const;
+  at::Tensor attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const Rotation& rotation,
+                    const Tokens& tokens, const LayerAttention& attention) const;
+  at::Tensor expert(const Layer& layer, std::int64_t index, const at::Tensor& x) const;
   at::Tensor experts(const Layer& layer, const at::Tensor& x) const;
 
   ModelShape shape_;
+  at::ScalarType products_;
   at::Device device_;
   at::Generator generator_;
   std::vector<Parameter> parameters_;

@@ -60,7 +60,7 @@ LabConfig checked(const LabConfig& config) {
 Trainer::Trainer(const LabConfig& config, FindPath find_path)
     : config_(checked(config)),
       find_path_(std::move(find_path)),
-      model_(config.model, config.cuda ? at::kCUDA : at::kCPU) {
+      model_(config.model, config.precision, config.cuda ? at::kCUDA : at::kCPU) {
   at::set_num_threads(config.threads > 0 ? config.threads
                                          : static_cast<int>(std::thread::hardware_concurrency()));
   if (!config.sorting) text_ = read_text(config.text.path);
@@ -81,7 +81,10 @@ Attention Trainer::attention_of(const std::string& name) const {
   attention.format = config_.format;
   attention.threads = config_.threads;
   attention.name = name;
-  if (name != "exact") attention.path = find_path_(name, exact_path());
+  if (name == "exact") return attention;
+  FoundPath found = find_path_(name, exact_path());
+  attention.path = std::move(found.path);
+  attention.planted = std::move(found.planted);
   return attention;
 }
 
@@ -105,6 +108,7 @@ Trainer::Gradient Trainer::gradient_through(const Attention& attention, const St
   for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value);
   Gradient gradient;
   const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention, facts), batch());
+  attention.expect_planted();
   const at::Tensor loss = loss_of(log_probs, batch(), settings);
   gradient.of = torch::autograd::grad({loss}, weights, {}, std::nullopt, false, true);
   for (std::size_t i = 0; i < weights.size(); ++i)
@@ -163,6 +167,7 @@ Batch Trainer::roll_out(const StepSettings& settings, at::Generator& generator) 
   batch.reward = rewards.mean().item<double>();
   batch = on_device(std::move(batch));
   batch.old_log_probs = log_probs_of(forward(batch.tokens, attention), batch);
+  attention.expect_planted();
   return batch;
 }
 
@@ -183,8 +188,24 @@ const Batch& Trainer::batch() const {
   return *batch_;
 }
 
+bool Trainer::goes_on(const StepSettings& settings) const {
+  const bool has_rollouts = batch_ && batch_->advantages.defined();
+  return has_rollouts && settings.kind == StepKind::kReinforce && batch_uses_ > 0 &&
+         batch_uses_ < settings.updates;
+}
+
+// Under the rollout path at the weights of now; the old log-probabilities are of the weights that sampled.
+at::Tensor Trainer::rollout_log_probs(const StepSettings& settings) const {
+  if (batch_uses_ == 0) return batch().old_log_probs;
+  const at::NoGradGuard guard;
+  return log_probs_of(forward(batch().tokens, attention_of(settings.rollout_path)), batch());
+}
+
 StepResult Trainer::gradient(const StepSettings& settings) {
-  batch_ = draw(settings);
+  if (!goes_on(settings)) {
+    batch_ = draw(settings);
+    batch_uses_ = 0;
+  }
   StepResult result;
   Gradient gradient = gradient_through(attention_of(settings.training_path), settings,
                                        settings.observe ? &result.heads : nullptr);
@@ -195,7 +216,8 @@ StepResult Trainer::gradient(const StepSettings& settings) {
   for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
   result.gradient_norm = gradient_norm_ = std::sqrt(sum_of(squared));
   if (settings.kind == StepKind::kReinforce)
-    result.rollouts = rollout_facts(gradient.log_probs, batch(), settings);
+    result.rollouts =
+        rollout_facts(gradient.log_probs, rollout_log_probs(settings), batch(), settings);
   gradient_ = std::move(gradient.of);
   return result;
 }
@@ -208,19 +230,18 @@ void Trainer::apply(const StepSettings& settings) {
   const double shrink = clipped ? settings.norm_clip / gradient_norm_ : 1;
   const auto t = static_cast<double>(step_ + 1);
   const double warm = o.warmup > 0 ? std::min(1.0, t / static_cast<double>(o.warmup)) : 1;
-  const double rate = settings.learning_rate * warm;
-  const double first_bias = 1 - std::pow(o.beta1, t), second_bias = 1 - std::pow(o.beta2, t);
-  for (std::size_t i = 0; i < gradient_.size(); ++i) {
-    const at::Tensor g = gradient_[i] * shrink;
-    first_[i].mul_(o.beta1).add_(g, 1 - o.beta1);
-    second_[i].mul_(o.beta2).addcmul_(g, g, 1 - o.beta2);
-    at::Tensor weight = model_.parameters()[i].value.detach();  // shares its memory
-    weight.mul_(1 - rate * o.weight_decay);
-    weight.addcdiv_(first_[i], (second_[i] / second_bias).sqrt_().add_(o.epsilon), -rate / first_bias);
-  }
+  const auto scalar = [&](double value) {
+    return at::full({}, value, at::TensorOptions().dtype(at::kFloat).device(model_.device()));
+  };
+  std::vector<at::Tensor> weights;
+  for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value.detach());
+  at::_foreach_mul_(gradient_, shrink);
+  at::_fused_adamw_(weights, gradient_, first_, second_, {}, std::vector<at::Tensor>(weights.size(), scalar(t)),
+                    settings.learning_rate * warm, o.beta1, o.beta2, o.weight_decay, o.epsilon, false, false);
   ++step_;
-  batch_.reset();
   gradient_.clear();
+  ++batch_uses_;
+  if (!goes_on(settings)) batch_.reset();
 }
 
 std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths,
@@ -231,8 +252,7 @@ std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths,
   std::vector<ReplayedPath> replayed;
   for (const std::string& path : paths) {
     const Gradient through = gradient_through(attention_of(path), settings);
-    std::vector<at::Tensor> difference;
-    for (std::size_t i = 0; i < through.of.size(); ++i) difference.push_back(through.of[i] - exact.of[i]);
+    const std::vector<at::Tensor> difference = at::_foreach_sub(through.of, exact.of);
     const std::vector<double> squared = dot_by_block(model_, through.of, through.of);
     const std::vector<double> off = dot_by_block(model_, difference, difference);
     ReplayedPath found{path, through.loss, exact.loss, {}};

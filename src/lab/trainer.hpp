@@ -53,6 +53,8 @@ class Trainer final : public Lab {
   Batch roll_out(const StepSettings& settings, at::Generator& generator) const;
   Batch on_device(Batch batch) const;
   const Batch& batch() const;
+  bool goes_on(const StepSettings& settings) const;  // with the rollouts of the step before
+  at::Tensor rollout_log_probs(const StepSettings& settings) const;
 
   LabConfig config_;
   FindPath find_path_;
@@ -60,7 +62,8 @@ class Trainer final : public Lab {
   at::Tensor text_;  // bytes of a text task
   std::int64_t step_ = 0;
   std::vector<at::Tensor> first_, second_;  // AdamW's moments
-  std::optional<Batch> batch_;              // between gradient() and apply()
+  std::optional<Batch> batch_;              // between gradient() and apply(); rollouts stay for all of their updates
+  std::int64_t batch_uses_ = 0;             // steps taken on it
   std::vector<at::Tensor> gradient_;
   double gradient_norm_ = 0;
 };

@@ -28,6 +28,12 @@ void take(Settings& from, const char* key, std::string& into) {
   if (from.has(key)) into = from.word(key);
 }
 
+lab::Precision read_precision(Settings& table) {
+  const std::string word = table.choice("precision", {"fp32", "tf32", "bf16"});
+  if (word == "fp32") return lab::Precision::kFp32;
+  return word == "tf32" ? lab::Precision::kTf32 : lab::Precision::kBf16;
+}
+
 lab::ModelShape read_model(Settings table, lab::LabConfig& config) {
   lab::ModelShape model;
   take(table, "layers", 1, model.layers);
@@ -44,7 +50,7 @@ lab::ModelShape read_model(Settings table, lab::LabConfig& config) {
   take(table, "sink_mean", -100, 100, model.sink_mean);
   take(table, "sink_std", 0, 100, model.sink_std);
   if (table.has("seed")) model.seed = static_cast<std::uint64_t>(table.integer("seed", 0, kMany));
-  if (table.has("tf32")) config.tf32 = table.boolean("tf32");
+  if (table.has("precision")) config.precision = read_precision(table);
   table.done();
   return model;
 }
@@ -88,6 +94,7 @@ void read_settings(Settings& table, lab::StepSettings& settings) {
   take(table, "norm_clip", 0, kLarge, settings.norm_clip);
   take(table, "ratio_clip", 0, kLarge, settings.ratio_clip);
   take(table, "kl_weight", 0, kLarge, settings.kl_weight);
+  take(table, "updates", 1, settings.updates);
 }
 
 std::vector<Phase> read_phases(Settings& run, const lab::StepSettings& defaults) {

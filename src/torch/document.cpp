@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <thread>
 #include <torch/headeronly/version.h>
@@ -20,10 +19,7 @@ namespace {
 // The tensor's bytes on `device` in a memory layout: a view where nothing must be moved.
 at::Tensor to_torch(const Tensor& tensor, Layout layout, at::DeviceType device) {
   if (!tensor.given()) return {};
-  // from_blob wants a writable pointer; nothing writes to inputs.
-  auto* const data = const_cast<std::byte*>(tensor.data());
-  const at::Tensor view =
-      at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype()))).to(device);
+  const at::Tensor view = view_of(tensor).to(device);
   if (layout == Layout::kBshd && tensor.shape().size() == 4)
     return view.transpose(1, 2).contiguous().transpose(1, 2);
   return view;
@@ -59,31 +55,6 @@ std::string backend_name(const TorchPath& path, at::DeviceType device) {
 }
 
 }  // namespace
-
-at::ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::kBf16:
-      return at::kBFloat16;
-    case DType::kFp16:
-      return at::kHalf;
-    case DType::kFp32:
-      return at::kFloat;
-    case DType::kFp64:
-      return at::kDouble;
-    case DType::kInt32:
-      return at::kInt;
-    case DType::kInt64:
-      return at::kLong;
-  }
-  return at::kFloat;
-}
-
-Tensor from_torch(const at::Tensor& tensor, DType dtype) {
-  const at::Tensor contiguous = tensor.to(scalar_type(dtype)).contiguous().to(at::kCPU);
-  Tensor result(dtype, contiguous.sizes().vec());
-  std::memcpy(result.data(), contiguous.const_data_ptr(), result.bytes());
-  return result;
-}
 
 TorchCase::TorchCase(const Case& source, at::DeviceType device, std::optional<Layout> layout)
     : grads(source.problem.grads),

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "src/inputs/path.hpp"
+#include "src/torch/host_tensor.hpp"
 
 namespace sinkscope::torch_paths {
 
@@ -52,9 +53,6 @@ struct TorchOutputs {
   // What was computed, as the case's tensors on the host, and of the gradients those that the case asks for.
   Outputs finish(const TorchCase& t, Results computed) const;
 };
-
-at::ScalarType scalar_type(DType dtype);
-Tensor from_torch(const at::Tensor& tensor, DType dtype);  // copies to the host and waits for it
 
 // What makes a path: the same function of a TorchCase on either device.
 struct TorchPath {

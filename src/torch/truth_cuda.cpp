@@ -29,14 +29,6 @@ constexpr std::int64_t kMostElements = 1LL << 28;   // of a strip: 2 GiB for eac
 constexpr std::int64_t kMostKeptBytes = 1LL << 30;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// A view of a host tensor; undefined when it is not given.
-at::Tensor view_of(const Tensor& tensor) {
-  if (!tensor.given()) return {};
-  // from_blob wants a writable pointer; nothing writes to inputs.
-  auto* const data = const_cast<std::byte*>(tensor.data());
-  return at::from_blob(data, tensor.shape(), at::TensorOptions().dtype(scalar_type(tensor.dtype())));
-}
-
 // A strip's results on their way to the host.
 struct Arriving {
   at::Tensor wide, narrow;  // [4 or 2, heads, positions, d] and [6 or 4, heads, positions] on the host

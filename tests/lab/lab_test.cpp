@@ -153,6 +153,66 @@ TEST_F(Lab, RatiosAreOneWhereBothPathsAreOne) {
   EXPECT_GT(other.kl, 0);
 }
 
+// Three steps on the same rollouts, then others.
+TEST_F(Lab, RolloutsServeAllOfTheirUpdates) {
+  const auto lab = open_lab(small_sorting());
+  StepSettings settings = reinforced("sink_kernel");
+  settings.updates = 3;
+  std::vector<RolloutFacts> facts;
+  for (int i = 0; i < 4; ++i) {
+    facts.push_back(lab->gradient(settings).rollouts);
+    lab->apply(settings);
+  }
+  EXPECT_EQ(facts[1].reward, facts[0].reward);
+  EXPECT_EQ(facts[2].reward, facts[0].reward);
+  EXPECT_NE(facts[3].reward, facts[0].reward);
+  EXPECT_EQ(facts[0].ratio_max, 1);
+  EXPECT_GT(facts[1].ratio_max, 1);
+  EXPECT_GT(facts[2].kl, facts[1].kl) << "every update leads further from the policy that sampled";
+  EXPECT_GT(facts[2].clip_fraction, 0);
+  EXPECT_EQ(facts[3].ratio_max, 1);
+  for (const RolloutFacts& of : facts) EXPECT_EQ(of.gap, 0) << "both paths are one at any weights";
+}
+
+TEST_F(Lab, ACheckpointKeepsRolloutsWithUpdatesLeft) {
+  StepSettings settings = reinforced("flash_attention_2");
+  settings.updates = 4;
+  const auto whole = open_lab(small_sorting()), resumed = open_lab(small_sorting());
+  StepResult ref;
+  for (int i = 0; i < 3; ++i) {
+    if (i == 2) whole->save(path("within.safetensors"));
+    ref = whole->gradient(settings);
+    whole->apply(settings);
+  }
+  resumed->load(path("within.safetensors"));
+  const StepResult got = resumed->gradient(settings);
+  EXPECT_EQ(got.loss, ref.loss);
+  EXPECT_EQ(got.gradient_norm, ref.gradient_norm);
+  EXPECT_EQ(got.rollouts.reward, ref.rollouts.reward);
+  EXPECT_EQ(got.rollouts.gap, ref.rollouts.gap);
+}
+
+TEST_F(Lab, InBf16ItComputesNearlyTheSame) {
+  LabConfig config = small_text(false);
+  const double ref = open_lab(config)->gradient(through("sink_kernel")).loss;
+  config.precision = Precision::kBf16;
+  const auto lab = open_lab(config);
+  EXPECT_NEAR(lab->gradient(through("sink_kernel")).loss, ref, 0.02 * ref);
+  const auto found = lab->replay({"sink_kernel", "flash_attention_2_sink", "eager", "flash_attention_2"},
+                                 through("sink_kernel"));
+  for (const std::size_t healthy : {0, 1, 2}) EXPECT_LT(relative_error(found[healthy]), 2e-2);
+  EXPECT_GT(relative_error(found[3]), 5e-2);
+}
+
+// A window's mistake shows in the even layers only, which is enough; without a window in none.
+TEST_F(Lab, AFaultThatShowsNowhereIsRefused) {
+  LabConfig config = small_text(false);
+  EXPECT_NO_THROW(open_lab(config)->gradient(through("fault:window_ignored:sink_kernel")));
+  config.model.window = 0;
+  EXPECT_THROW(open_lab(config)->gradient(through("fault:window_ignored:sink_kernel")), InputError);
+  EXPECT_THROW(open_lab(config)->gradient(through("fault:dsink_missing:fault:window_ignored:exact")), InputError);
+}
+
 TEST_F(Lab, SortingIsLearned) {
   LabConfig config = small_sorting();
   config.sort.digits = 2;
