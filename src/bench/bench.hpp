@@ -10,6 +10,8 @@
 #include "nlohmann/json.hpp"
 
 #include "src/gate/gate.hpp"
+#include "src/scenario/scenario.hpp"
+#include "src/study/study.hpp"
 
 namespace sinkscope {
 
@@ -64,11 +66,27 @@ nlohmann::json bench_reference_memory(const BenchOptions& options);
 // two key/value heads are from the Eigen truth. Throws EnvironmentError without a GPU.
 nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress& progress = {});
 
+// A training step of the lab (gradient, optimizer, all done) through the attention of each run of a scenario, whose `lab`
+// says the device and the threads. Each run has a lab of its own, all with the same first weights (the scenario's start
+// is not trained), and the settings of its last phase; they take turns, one step each in every round, the first of a
+// round another from round to round, and 3 rounds before those that count. One contestant more, "RUN, recorded", is the
+// first run with its heads observed and its rows written as a study's, within the time. Then, alone, the price of a
+// sampled step's counterfactual and of a checkpoint. Milliseconds; keys: src/bench/README.md. Throws EnvironmentError
+// where there is no lab, InputError for a scenario that cannot be trained here.
+nlohmann::json bench_training(const Scenario& scenario, int rounds, const LabOpener& open,
+                              const BenchProgress& progress = {});
+
+// The figures of bench_training() as Markdown.
+std::string training_table(const nlohmann::json& figures);
+
 // The machine and the libraries, as a record has them.
 nlohmann::json machine_json(int threads);
 
 // median, q1, q3 (quartiles), min, max and rounds of repeats, of which there must be one.
 nlohmann::json spread_of(std::vector<double> values);
+
+// "1.234 (1.2 to 1.3)": median and quartiles, 4 digits.
+std::string spread_text(const nlohmann::json& spread);
 
 // Seconds of `count` n x n double products by Eigen on each of `threads` threads at once.
 double seconds_of_eigen_gemm(int n, int count, int threads);

@@ -12,11 +12,6 @@ std::string percent(const json& share) {
   return share.is_null() ? "-" : fmt::format("{:.0f} %", 100 * share.get<double>());
 }
 
-std::string milliseconds(const json& spread) {
-  return fmt::format("{:.4g} ({:.4g} to {:.4g})", spread["median"].get<double>(), spread["q1"].get<double>(),
-                     spread["q3"].get<double>());
-}
-
 std::string speedup(const json& spread) {
   return spread.is_null() ? "-" : fmt::format("{:.2f} x", spread["median"].get<double>());
 }
@@ -33,10 +28,10 @@ std::string worst_errors(const json& rel_l2) {
 void add_pass(std::string& table, const json& contestant, const char* pass) {
   const json& figures = contestant[pass];
   if (figures.is_null()) return;
-  table += fmt::format("| {} | {} | {} | {:.0f} | {} | {} | {} |\n", contestant["name"].get<std::string>(),
-                       pass, milliseconds(figures["ms"]), figures["tflops"].get<double>(),
-                       percent(figures["gemm_share"]), percent(figures["copy_share"]),
-                       speedup(figures["speedup_over_flash_attention_2"]));
+  table +=
+      fmt::format("| {} | {} | {} | {:.0f} | {} | {} | {} |\n", contestant["name"].get<std::string>(), pass,
+                  spread_text(figures["ms"]), figures["tflops"].get<double>(), percent(figures["gemm_share"]),
+                  percent(figures["copy_share"]), speedup(figures["speedup_over_flash_attention_2"]));
 }
 
 void add_price(std::string& text, const json& price, const char* what) {

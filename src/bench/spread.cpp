@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "fmt/format.h"
+
 #include "src/bench/bench.hpp"
 
 namespace sinkscope {
@@ -22,6 +24,11 @@ nlohmann::json spread_of(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return {{"median", quantile(values, 0.5)}, {"q1", quantile(values, 0.25)}, {"q3", quantile(values, 0.75)},
           {"min", values.front()},           {"max", values.back()},         {"rounds", values.size()}};
+}
+
+std::string spread_text(const nlohmann::json& spread) {
+  return fmt::format("{:.4g} ({:.4g} to {:.4g})", spread["median"].get<double>(), spread["q1"].get<double>(),
+                     spread["q3"].get<double>());
 }
 
 }  // namespace sinkscope

@@ -148,6 +148,8 @@ class Lab {
   virtual StepResult gradient(const StepSettings& settings) = 0;
   // Clips the gradient and takes the optimizer's step.
   virtual void apply(const StepSettings& settings) = 0;
+  // Until what was enqueued on a GPU is done; at once on a CPU. What a stopwatch calls before it is read.
+  virtual void wait() = 0;
   // Through each path, and exact attention. Leaves the state of the training as it was.
   virtual std::vector<ReplayedPath> replay(const std::vector<std::string>& paths,
                                            const StepSettings& settings) = 0;

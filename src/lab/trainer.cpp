@@ -4,6 +4,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -242,6 +243,12 @@ void Trainer::apply(const StepSettings& settings) {
   gradient_.clear();
   ++batch_uses_;
   if (!goes_on(settings)) batch_.reset();
+}
+
+void Trainer::wait() {
+  if (!model_.device().is_cuda()) return;
+  const at::CUDAHooksInterface& cuda = at::detail::getCUDAHooks();
+  cuda.deviceSynchronize(cuda.current_device());
 }
 
 std::vector<ReplayedPath> Trainer::replay(const std::vector<std::string>& paths,

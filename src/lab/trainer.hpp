@@ -24,6 +24,7 @@ class Trainer final : public Lab {
   std::int64_t parameters() const override;
   StepResult gradient(const StepSettings& settings) override;
   void apply(const StepSettings& settings) override;
+  void wait() override;
   std::vector<ReplayedPath> replay(const std::vector<std::string>& paths,
                                    const StepSettings& settings) override;
   void capture_batch(const std::string& path) override;

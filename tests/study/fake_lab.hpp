@@ -66,6 +66,7 @@ class FakeLab : public lab::Lab {
     return result;
   }
   void apply(const lab::StepSettings&) override { ++step_; }
+  void wait() override {}
 
   std::vector<lab::ReplayedPath> replay(const std::vector<std::string>& paths,
                                         const lab::StepSettings&) override {

@@ -360,6 +360,11 @@ TEST_F(Command, InfoNamesEveryPath) {
     EXPECT_NE(ran.out.find(part), std::string::npos) << part;
 }
 
+TEST_F(Command, BenchSaysWhatItsSubjectsAreOf) {
+  expect_refused("bench reference step_speed", 2, "`bench training` alone");
+  expect_refused("bench training small_text small_grpo", 2, "one scenario at most");
+}
+
 TEST_F(Command, BenchWritesItsFigures) {
   const Ran ran = sinkscope("bench reference --rounds 1 --json " + path("a.json"));
   ASSERT_EQ(ran.code, 0) << ran.err;
