@@ -221,7 +221,9 @@ void Attention::look_for_planted(const Case& c) const {
 
 void Attention::expect_planted() const {
   for (std::size_t i = 0; i < seen.size(); ++i)
-    if (!seen[i]) throw InputError("path is " + name + ", wanted a mistake that shows in a layer of this model: " + planted[i].name + " shows in none");
+    if (!seen[i])
+      throw InputError("path is " + name + ", wanted a mistake that shows in a layer of this model: " +
+                       planted[i].name + " shows in none");
 }
 
 std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,

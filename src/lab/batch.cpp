@@ -60,8 +60,8 @@ at::Tensor loss_of(const at::Tensor& log_probs, const Batch& batch, const StepSe
   return -(gain * batch.counted).sum() / count;
 }
 
-RolloutFacts rollout_facts(const at::Tensor& log_probs, const at::Tensor& rollout_log_probs, const Batch& batch,
-                           const StepSettings& settings) {
+RolloutFacts rollout_facts(const at::Tensor& log_probs, const at::Tensor& rollout_log_probs,
+                           const Batch& batch, const StepSettings& settings) {
   const at::Tensor which = batch.counted > 0;
   const auto beside = [&](const at::Tensor& other) {
     return (log_probs.detach() - other).masked_select(which).to(at::kCPU, at::kDouble);

@@ -28,8 +28,8 @@ at::Tensor log_probs_of(const at::Tensor& logits, const Batch& batch);
 // tokens that count, with kl_weight times the k3 estimate of KL to the rollout policy.
 at::Tensor loss_of(const at::Tensor& log_probs, const Batch& batch, const StepSettings& settings);
 // `rollout_log_probs`: under the rollout path at the weights that gave `log_probs`.
-RolloutFacts rollout_facts(const at::Tensor& log_probs, const at::Tensor& rollout_log_probs, const Batch& batch,
-                           const StepSettings& settings);
+RolloutFacts rollout_facts(const at::Tensor& log_probs, const at::Tensor& rollout_log_probs,
+                           const Batch& batch, const StepSettings& settings);
 
 // The bytes of a text task's files. Throws InputError.
 at::Tensor read_text(const std::string& path);

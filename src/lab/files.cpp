@@ -53,14 +53,13 @@ void put_batch(Safetensors& file, const std::string& prefix, const Batch& batch)
   file.tensors[prefix + "tokens"] = from_torch(batch.tokens.ids, DType::kInt64);
   file.tensors[prefix + "positions"] = from_torch(batch.tokens.positions, DType::kInt64);
   for (const BatchPart& part : kBatchParts)
-    if ((batch.*part.tensor).defined()) file.tensors[prefix + part.name] = from_torch(batch.*part.tensor, part.dtype);
+    if ((batch.*part.tensor).defined())
+      file.tensors[prefix + part.name] = from_torch(batch.*part.tensor, part.dtype);
 }
 
 // Rollouts, on the host.
 Batch take_batch(const Safetensors& file, const std::string& path, const std::string& prefix) {
-  const auto take = [&](const char* name) {
-    return view_of(find(file, path, prefix + name)).clone();
-  };
+  const auto take = [&](const char* name) { return view_of(find(file, path, prefix + name)).clone(); };
   Batch batch;
   batch.tokens.ids = take("tokens");
   batch.tokens.positions = take("positions");
@@ -124,7 +123,8 @@ void Trainer::save(const std::string& path) const {
   if (batch_) {
     put_batch(file, kKeptBatch, *batch_);
     file.metadata["batch_uses"] = std::to_string(batch_uses_);
-    file.tensors[std::string(kKeptBatch) + "reward"] = from_torch(at::full({1}, batch_->reward, at::kDouble), DType::kFp64);
+    file.tensors[std::string(kKeptBatch) + "reward"] =
+        from_torch(at::full({1}, batch_->reward, at::kDouble), DType::kFp64);
   }
   write_safetensors(path, file, true);
 }

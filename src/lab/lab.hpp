@@ -58,11 +58,10 @@ struct LabConfig {
   bool sorting = false;  // which of the two tasks
   TextTask text;
   SortingTask sort;
-  DType format =
-      DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention
+  DType format = DType::kBf16;  // q, k, v and the gradient of out are rounded to it before attention
   bool cuda = false;
   Precision precision = Precision::kFp32;
-  int threads = 0;    // 0: all hardware threads
+  int threads = 0;  // 0: all hardware threads
 };
 
 enum class StepKind { kSupervised, kReinforce };
@@ -74,11 +73,11 @@ struct StepSettings {
   std::string training_path = "exact";
   std::string rollout_path = "exact";  // samples rollouts and gives their old log-probabilities
   double learning_rate = 3e-4;
-  double norm_clip = 1;     // of the global gradient norm; 0: none
-  double ratio_clip = 0.2;  // of the importance ratio; 0: none
-  double kl_weight = 0;     // of the estimate of KL(training, rollout policy)
+  double norm_clip = 1;      // of the global gradient norm; 0: none
+  double ratio_clip = 0.2;   // of the importance ratio; 0: none
+  double kl_weight = 0;      // of the estimate of KL(training, rollout policy)
   std::int64_t updates = 1;  // kReinforce: steps taken on the same rollouts (GRPO's mu)
-  bool observe = false;     // fill in `heads`, at the cost of another attention in fp32
+  bool observe = false;      // fill in `heads`, at the cost of another attention in fp32
 };
 
 // The parameters of a gradient, cut so that squared norms of all blocks add to that of the whole gradient.
@@ -107,7 +106,8 @@ struct HeadFacts {
 // them, so that from the second update on the same rollouts on they say what was learned too; the gap says what paths differ by.
 struct RolloutFacts {
   double reward = 0;
-  double gap = 0;  // mean |log-probability under training path - under rollout path|, at the weights of the step
+  double gap =
+      0;  // mean |log-probability under training path - under rollout path|, at the weights of the step
   double ratio_mean = 1, ratio_max = 1;
   double effective_sample = 1;  // (sum r)^2 / (n sum r^2)
   double clip_fraction = 0;     // tokens whose ratio is outside the clip

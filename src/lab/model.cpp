@@ -22,7 +22,8 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
 Model::Model(const ModelShape& shape, Precision precision, at::Device device)
     : shape_(shape),
       products_(precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat),
-      device_(device), generator_(at::detail::createCPUGenerator(shape.seed)) {
+      device_(device),
+      generator_(at::detail::createCPUGenerator(shape.seed)) {
   const auto width = static_cast<double>(shape.width);
   const auto draw = [&](at::IntArrayRef size, double std) { return at::randn(size, generator_) * std; };
   embedding_ = add("model.embed_tokens.weight", draw({shape.vocabulary, shape.width}, 1));
@@ -78,8 +79,9 @@ at::Tensor Model::normed(const at::Tensor& x, std::size_t weight) const {
   return at::rms_norm(x, {shape_.width}, of(weight), kNormEpsilon).to(products_);
 }
 
-at::Tensor Model::attend(const Layer& layer, std::int64_t index, const at::Tensor& x, const Rotation& rotation,
-                         const Tokens& tokens, const LayerAttention& attention) const {
+at::Tensor Model::attend(const Layer& layer, std::int64_t index, const at::Tensor& x,
+                         const Rotation& rotation, const Tokens& tokens,
+                         const LayerAttention& attention) const {
   const std::int64_t b = x.size(0), s = x.size(1);
   const auto heads = [&](std::size_t weight, std::size_t bias, std::int64_t count) {
     return at::linear(x, in_products(weight), in_products(bias)).view({b, s, count, shape_.d});
@@ -88,8 +90,8 @@ at::Tensor Model::attend(const Layer& layer, std::int64_t index, const at::Tenso
   const at::Tensor k = rotated(heads(layer.k, layer.k_bias, shape_.hkv), rotation.cos, rotation.sin);
   const at::Tensor v = heads(layer.v, layer.v_bias, shape_.hkv);
   const Geometry geometry{index % 2 == 0 ? shape_.window : 0, tokens.docs};
-  const at::Tensor out = attention(index, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-                                   of(layer.sinks), geometry);
+  const at::Tensor out =
+      attention(index, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), of(layer.sinks), geometry);
   return at::linear(out.transpose(1, 2).reshape({b, s, shape_.hq * shape_.d}), in_products(layer.o),
                     in_products(layer.o_bias));
 }
@@ -142,8 +144,8 @@ at::Tensor Model::forward(const Tokens& tokens, const LayerAttention& attention)
   at::Tensor x = at::embedding(of(embedding_), tokens.ids);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    x = x + attend(layer, static_cast<std::int64_t>(i), normed(x, layer.input_norm), rotation, tokens,
-                   attention);
+    x = x +
+        attend(layer, static_cast<std::int64_t>(i), normed(x, layer.input_norm), rotation, tokens, attention);
     x = x + experts(layer, normed(x, layer.post_norm));
   }
   return at::linear(normed(x, norm_), in_products(head_)).to(at::kFloat);

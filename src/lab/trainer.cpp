@@ -217,8 +217,7 @@ StepResult Trainer::gradient(const StepSettings& settings) {
   for (std::size_t i = 0; i < blocks.size(); ++i) result.blocks.push_back({blocks[i], squared[i]});
   result.gradient_norm = gradient_norm_ = std::sqrt(sum_of(squared));
   if (settings.kind == StepKind::kReinforce)
-    result.rollouts =
-        rollout_facts(gradient.log_probs, rollout_log_probs(settings), batch(), settings);
+    result.rollouts = rollout_facts(gradient.log_probs, rollout_log_probs(settings), batch(), settings);
   gradient_ = std::move(gradient.of);
   return result;
 }
@@ -237,8 +236,9 @@ void Trainer::apply(const StepSettings& settings) {
   std::vector<at::Tensor> weights;
   for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value.detach());
   at::_foreach_mul_(gradient_, shrink);
-  at::_fused_adamw_(weights, gradient_, first_, second_, {}, std::vector<at::Tensor>(weights.size(), scalar(t)),
-                    settings.learning_rate * warm, o.beta1, o.beta2, o.weight_decay, o.epsilon, false, false);
+  at::_fused_adamw_(weights, gradient_, first_, second_, {},
+                    std::vector<at::Tensor>(weights.size(), scalar(t)), settings.learning_rate * warm,
+                    o.beta1, o.beta2, o.weight_decay, o.epsilon, false, false);
   ++step_;
   gradient_.clear();
   ++batch_uses_;

@@ -63,8 +63,8 @@ class Trainer final : public Lab {
   at::Tensor text_;  // bytes of a text task
   std::int64_t step_ = 0;
   std::vector<at::Tensor> first_, second_;  // AdamW's moments
-  std::optional<Batch> batch_;              // between gradient() and apply(); rollouts stay for all of their updates
-  std::int64_t batch_uses_ = 0;             // steps taken on it
+  std::optional<Batch> batch_;   // between gradient() and apply(); rollouts stay for all of their updates
+  std::int64_t batch_uses_ = 0;  // steps taken on it
   std::vector<at::Tensor> gradient_;
   double gradient_norm_ = 0;
 };

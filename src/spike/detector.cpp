@@ -30,7 +30,8 @@ StepJudgement SpikeDetector::next(double norm) {
     const double middle = median({logs_.begin(), logs_.end()});
     std::vector<double> distances;
     for (const double log : logs_) distances.push_back(std::abs(log - middle));
-    judged.spread = std::max(kNormalPerMad * median(std::move(distances)), rule_.smallest_spread);
+    judged.spread =
+        std::clamp(kNormalPerMad * median(std::move(distances)), rule_.smallest_spread, rule_.largest_spread);
     judged.median = std::exp(middle);
     judged.z = (log_norm - middle) / judged.spread;
     judged.spike = judged.z > rule_.threshold;

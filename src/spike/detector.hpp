@@ -9,7 +9,7 @@
 
 namespace sinkscope {
 
-// A step is a spike where z = (log |g| - M) / max(1.4826 MAD, smallest_spread) is over the threshold; M and MAD are the
+// A step is a spike where z = (log |g| - M) / clamp(1.4826 MAD, smallest_spread, largest_spread) is over the threshold; M and MAD are the
 // median and the median absolute deviation of log |g| over the last `window` steps, this one left out (Iglewicz and
 // Hoaglin's robust z-score). Spikes stay in the window: the median stands half of it being spikes, and a norm that stays
 // high is a new level after half a window, not one spike after another.
@@ -18,7 +18,8 @@ struct SpikeRule {
   int first = 16;        // no step is judged before so many
   double threshold = 6;  // of z
   double smallest_spread =
-      0.05;  // of log |g|: what is under exp(6 * 0.05) = 1.35 times the median is no spike
+      0.05;                     // of log |g|: what is under exp(6 * 0.05) = 1.35 times the median is no spike
+  double largest_spread = 0.3;  // what is over exp(6 * 0.3) = 6 times the median always is
 };
 
 struct StepJudgement {

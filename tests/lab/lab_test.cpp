@@ -210,7 +210,8 @@ TEST_F(Lab, AFaultThatShowsNowhereIsRefused) {
   EXPECT_NO_THROW(open_lab(config)->gradient(through("fault:window_ignored:sink_kernel")));
   config.model.window = 0;
   EXPECT_THROW(open_lab(config)->gradient(through("fault:window_ignored:sink_kernel")), InputError);
-  EXPECT_THROW(open_lab(config)->gradient(through("fault:dsink_missing:fault:window_ignored:exact")), InputError);
+  EXPECT_THROW(open_lab(config)->gradient(through("fault:dsink_missing:fault:window_ignored:exact")),
+               InputError);
 }
 
 TEST_F(Lab, SortingIsLearned) {

@@ -62,6 +62,14 @@ TEST(Detector, ACalmRunDoesNotAlarmAtATrifle) {
   EXPECT_TRUE(detector.next(1.36).spike);
 }
 
+// Norms that scatter by e either way: six of their own spreads would be 400 times the median.
+TEST(Detector, AWildRunDoesNotHideItsSpikes) {
+  SpikeDetector detector;
+  for (int step = 0; step < 64; ++step) detector.next(std::exp(step % 2 == 0 ? 1 : -1));
+  EXPECT_FALSE(detector.next(5.9).spike);
+  EXPECT_TRUE(detector.next(6.5).spike);
+}
+
 TEST(Detector, ANewLevelBecomesUsualAfterHalfAWindow) {
   SpikeDetector detector;
   for (int step = 0; step < 64; ++step) detector.next(1);
