@@ -33,21 +33,17 @@ struct Attention {
   void expect_planted() const;
 };
 
-// Softmax attention with a sink, causal, in float64 with float64 gradients; out comes back in fp32.
-at::Tensor exact_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const at::Tensor& sinks, const Geometry& geometry);
-
-// The same as a path on cases, so that faults can be planted around it. Its outputs are fp32.
-Path exact_path();
-
 // What a scaled score is multiplied by: the geometry's scale, or 1 / sqrt(d).
 double scale_of(const at::Tensor& q, const Geometry& geometry);
 
 // [documents + 1] int32 from 0 to the rows on `device`; undefined where nothing is packed.
 at::Tensor document_offsets(const Geometry& geometry, at::Device device);
 
-// [sq, sk] booleans: which key a row does not see; the rows are those of the last keys.
-at::Tensor hidden_keys(std::int64_t sq, std::int64_t sk, const Geometry& geometry, at::Device device);
+// [sq] int64: where the rows of a call are among its keys, the last of them.
+at::Tensor last_rows(std::int64_t sq, std::int64_t sk, at::Device device);
+
+// [rows, sk] booleans: which key a row does not see, of the rows at these positions among the keys.
+at::Tensor hidden_keys(const at::Tensor& rows, std::int64_t sk, const Geometry& geometry);
 
 // `t` rounded to the format, in fp32; the gradient passes unrounded.
 at::Tensor rounded_to(const at::Tensor& t, DType format);
@@ -55,10 +51,5 @@ at::Tensor rounded_to(const at::Tensor& t, DType format);
 // A call as a case, without its gradients' inputs: rounds to `format`. Tensors may be on any device.
 Case case_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& sinks,
              const Geometry& geometry, DType format);
-
-// One per query head, means over batch and rows, from fp32 scores of the rounded q and k: all rows, or 256 that are evenly
-// spread, so that looking costs little beside a step.
-std::vector<HeadFacts> head_facts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
-                                  const Geometry& geometry);
 
 }  // namespace sinkscope::lab

@@ -103,7 +103,7 @@ at::Tensor eager(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
   const std::int64_t group = q.size(1) / k.size(1), b = q.size(0), s = q.size(2);
   const auto repeated = [&](const at::Tensor& t) { return t.repeat_interleave(group, 1); };
   at::Tensor scores = at::matmul(q, repeated(k).transpose(2, 3)) * scale_of(q, geometry);
-  const at::Tensor hidden = hidden_keys(s, k.size(2), geometry, q.device());
+  const at::Tensor hidden = hidden_keys(last_rows(s, k.size(2), q.device()), k.size(2), geometry);
   // transformers adds a mask; what it hides has probability 0 either way.
   scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   at::Tensor combined =

@@ -9,6 +9,7 @@
 #include "src/capture/capture.hpp"
 #include "src/capture/safetensors.hpp"
 #include "src/core/error.hpp"
+#include "src/lab/exact_attention.hpp"
 #include "src/lab/trainer.hpp"
 #include "src/torch/host_tensor.hpp"
 

@@ -13,7 +13,9 @@
 #include <utility>
 
 #include "src/core/error.hpp"
+#include "src/lab/exact_attention.hpp"
 #include "src/lab/gradient_blocks.hpp"
+#include "src/lab/head_facts.hpp"
 
 namespace sinkscope::lab {
 namespace {
@@ -90,25 +92,21 @@ Attention Trainer::attention_of(const std::string& name) const {
 }
 
 at::Tensor Trainer::forward(const Tokens& tokens, const Attention& attention,
-                            std::vector<HeadFacts>* facts) const {
+                            std::vector<at::Tensor>* heads) const {
   return model_.forward(tokens, [&](std::int64_t, const at::Tensor& q, const at::Tensor& k,
                                     const at::Tensor& v, const at::Tensor& sinks, const Geometry& geometry) {
-    if (facts != nullptr) {
-      const std::vector<HeadFacts> of_layer = head_facts(
-          rounded_to(q.detach(), config_.format), rounded_to(k.detach(), config_.format), sinks, geometry);
-      facts->insert(facts->end(), of_layer.begin(), of_layer.end());
-    }
+    if (heads != nullptr) heads->push_back(observed_heads(q, k, sinks, geometry, config_.format));
     return attention(q, k, v, sinks, geometry);
   });
 }
 
 Trainer::Gradient Trainer::gradient_through(const Attention& attention, const StepSettings& settings,
-                                            std::vector<HeadFacts>* facts) const {
+                                            std::vector<at::Tensor>* heads) const {
   const at::AutoGradMode differentiable(true);
   std::vector<at::Tensor> weights;
   for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value);
   Gradient gradient;
-  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention, facts), batch());
+  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention, heads), batch());
   attention.expect_planted();
   const at::Tensor loss = loss_of(log_probs, batch(), settings);
   gradient.of = torch::autograd::grad({loss}, weights, {}, std::nullopt, false, true);
@@ -208,9 +206,11 @@ StepResult Trainer::gradient(const StepSettings& settings) {
     batch_uses_ = 0;
   }
   StepResult result;
-  Gradient gradient = gradient_through(attention_of(settings.training_path), settings,
-                                       settings.observe ? &result.heads : nullptr);
+  std::vector<at::Tensor> heads;
+  Gradient gradient =
+      gradient_through(attention_of(settings.training_path), settings, settings.observe ? &heads : nullptr);
   result.step = step_;
+  result.heads = head_facts(heads);
   result.loss = gradient.loss;
   const std::vector<double> squared = dot_by_block(model_, gradient.of, gradient.of);
   const std::vector<Block> blocks = blocks_of(config_.model);

@@ -44,11 +44,11 @@ class Trainer final : public Lab {
   };
 
   Attention attention_of(const std::string& name) const;
-  // With `facts`, those of every layer's heads are put there.
+  // With `heads`, what observed_heads() says of every layer is put there.
   at::Tensor forward(const Tokens& tokens, const Attention& attention,
-                     std::vector<HeadFacts>* facts = nullptr) const;
+                     std::vector<at::Tensor>* heads = nullptr) const;
   Gradient gradient_through(const Attention& attention, const StepSettings& settings,
-                            std::vector<HeadFacts>* facts = nullptr) const;
+                            std::vector<at::Tensor>* heads = nullptr) const;
   Batch draw(const StepSettings& settings) const;
   at::Tensor sample(const at::Tensor& prompts, const Attention& attention, at::Generator& generator) const;
   Batch roll_out(const StepSettings& settings, at::Generator& generator) const;

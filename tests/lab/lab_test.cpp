@@ -7,6 +7,8 @@
 #include "src/capture/capture.hpp"
 #include "src/capture/safetensors.hpp"
 #include "src/core/error.hpp"
+#include "src/diff/diff.hpp"
+#include "src/truth/truth.hpp"
 #include "tests/lab/relative_error.hpp"
 #include "tests/temporary_folder.hpp"
 
@@ -136,6 +138,32 @@ TEST_F(Lab, TheSinksShareIsObserved) {
     EXPECT_LT(head.sink_mass, 1);
     EXPECT_GT(head.gain, 1 / (1 - head.sink_mass) - 1e-9) << "the mean of a convex function";
     EXPECT_GT(head.entropy, 0);
+  }
+}
+
+// All 48 rows are looked at; bf16 inputs are the same for both.
+TEST_F(Lab, WhatHeadsDoIsWhatTheTruthSays) {
+  const auto lab = open_lab(small_text(false));
+  StepSettings settings = through("sink_kernel");
+  settings.observe = true;
+  const StepResult result = lab->gradient(settings);
+  for (const std::int64_t layer : {0, 1}) {
+    const std::string file = path("layer" + std::to_string(layer) + ".safetensors");
+    lab->capture_attention(layer, file, settings);
+    Problem problem;
+    problem.capture = file;
+    const Case c = load_capture(problem);
+    const sinkscope::HeadFacts ref = head_facts(c, compute_truth(c));
+    for (std::size_t head = 0; head < 4; ++head) {
+      const HeadFacts& got = result.heads[static_cast<std::size_t>(layer) * 4 + head];
+      double mean = 0, entropy = 0;
+      for (const std::size_t entry : {0, 1}) {
+        mean += ref.p_sink_mean[entry * 4 + head] / 2;
+        entropy += ref.entropy[entry * 4 + head] / 2;
+      }
+      EXPECT_NEAR(got.sink_mass, mean, 1e-5) << "layer " << layer << " head " << head;
+      EXPECT_NEAR(got.entropy, entropy, 1e-4) << "layer " << layer << " head " << head;
+    }
   }
 }
 
