@@ -2,8 +2,6 @@
 // The lab's files: captures, checkpoints, models, all safetensors.
 #include <ATen/core/grad_mode.h>
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "src/capture/capture.hpp"
@@ -32,9 +30,7 @@ void read_into(const at::Tensor& t, const Safetensors& file, const std::string& 
   if (tensor.shape() != t.sizes().vec())
     throw InputError(path + ": " + name + " has shape " + shape_text(tensor.shape()) + ", wanted " +
                      shape_text(t.sizes().vec()));
-  const std::vector<double> values = tensor.widened();
-  const at::Tensor wide = at::from_blob(const_cast<double*>(values.data()), tensor.shape(), at::kDouble);
-  t.detach().copy_(wide);
+  t.detach().copy_(view_of(tensor));
 }
 
 // Before the names of what a checkpoint keeps of rollouts that have updates left.
@@ -167,23 +163,22 @@ void Trainer::import_model(const std::string& path) {
 
 void Trainer::write_logits_and_gradients(const std::string& tokens_path, const std::string& attention,
                                          const std::string& path) {
-  const Tensor ids = find(read_safetensors(tokens_path), tokens_path, "tokens");
-  const std::int64_t b = ids.shape().at(0), s = ids.shape().at(1);
+  const Safetensors given = read_safetensors(tokens_path);
+  const Tensor& ids = find(given, tokens_path, "tokens");
+  if (ids.dtype() != DType::kInt64 || ids.shape().size() != 2)
+    throw InputError(tokens_path + ": tokens are " + std::string(name_of(ids.dtype())) + " " +
+                     shape_text(ids.shape()) + ", wanted int64 [batch, length]");
+  const std::int64_t b = ids.shape()[0], s = ids.shape()[1];
   Batch batch;
-  batch.tokens.ids = at::empty({b, s}, at::kLong);
-  std::memcpy(batch.tokens.ids.mutable_data_ptr(), ids.data(), ids.bytes());
+  batch.tokens.ids = view_of(ids).clone();
   batch.tokens.positions = at::arange(s, at::kLong).unsqueeze(0).expand({b, s}).contiguous();
   batch.targets = at::cat({batch.tokens.ids.slice(1, 1), at::zeros({b, 1}, at::kLong)}, 1);
   batch.counted = at::ones({b, s});
   batch.counted.slice(1, s - 1).zero_();
   batch_ = on_device(std::move(batch));
-  const Attention through = attention_of(attention);
-  const Gradient gradient = gradient_through(through, {});
+  const Gradient gradient = gradient_through(attention_of(attention), {});
   Safetensors file;
-  {
-    const at::NoGradGuard guard;
-    file.tensors["logits"] = from_torch(forward(this->batch().tokens, through), DType::kFp32);
-  }
+  file.tensors["logits"] = from_torch(gradient.logits, DType::kFp32);
   for (std::size_t i = 0; i < model_.parameters().size(); ++i)
     file.tensors[model_.parameters()[i].name] = from_torch(gradient.of[i], DType::kFp32);
   write_safetensors(path, file, true);

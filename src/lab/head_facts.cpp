@@ -9,7 +9,7 @@
 namespace sinkscope::lab {
 namespace {
 
-constexpr std::int64_t kObservedRows = 128;
+constexpr std::int64_t kObservedRows = 64;
 constexpr double kHidden =
     -1e30;  // the score of a hidden key: its probability is 0, and so is its part of the entropy
 

@@ -12,7 +12,7 @@
 namespace sinkscope::lab {
 
 // Of one layer: [4, hq] fp32 where q is, the members of HeadFacts in their order. From fp32 scores of q and k rounded to the
-// format; means over the batch and over rows, 128 evenly spread ones where there are more, so that looking costs little
+// format; means over the batch and over rows, 64 evenly spread ones where there are more, so that looking costs little
 // beside a step.
 at::Tensor observed_heads(const at::Tensor& q, const at::Tensor& k, const at::Tensor& sinks,
                           const Geometry& geometry, DType format);

@@ -94,7 +94,7 @@ struct BlockNorm {
   double squared = 0;
 };
 
-// What a layer's query head does in the forward, means over rows (128 of them where there are more).
+// What a layer's query head does in the forward, means over rows (64 of them where there are more).
 struct HeadFacts {
   double sink_mass = 0;  // p = exp(s - LSE)
   double gain = 0;       // 1 / (1 - p): how much larger out is without the sink

@@ -106,13 +106,15 @@ Trainer::Gradient Trainer::gradient_through(const Attention& attention, const St
   std::vector<at::Tensor> weights;
   for (const Parameter& parameter : model_.parameters()) weights.push_back(parameter.value);
   Gradient gradient;
-  const at::Tensor log_probs = log_probs_of(forward(batch().tokens, attention, heads), batch());
+  const at::Tensor logits = forward(batch().tokens, attention, heads);
+  const at::Tensor log_probs = log_probs_of(logits, batch());
   attention.expect_planted();
   const at::Tensor loss = loss_of(log_probs, batch(), settings);
   gradient.of = torch::autograd::grad({loss}, weights, {}, std::nullopt, false, true);
   for (std::size_t i = 0; i < weights.size(); ++i)
     if (!gradient.of[i].defined()) gradient.of[i] = at::zeros_like(weights[i]);
   gradient.loss = loss.item<double>();
+  gradient.logits = logits.detach();
   gradient.log_probs = log_probs.detach();
   return gradient;
 }

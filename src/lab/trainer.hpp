@@ -39,6 +39,7 @@ class Trainer final : public Lab {
  private:
   struct Gradient {
     double loss = 0;
+    at::Tensor logits;           // [b, s, vocabulary]
     at::Tensor log_probs;        // of the batch's targets
     std::vector<at::Tensor> of;  // by parameter
   };

@@ -349,6 +349,14 @@ TEST_F(Lab, WhatCannotBeIsRefused) {
   EXPECT_THROW(text->gradient(through("fault:no_such_fault:exact")), InputError);
   sorting->save(path("sorting.safetensors"));
   EXPECT_THROW(text->load(path("sorting.safetensors")), InputError);
+  Safetensors flat;
+  flat.tensors["tokens"] = Tensor(DType::kInt64, {4});
+  write_safetensors(path("flat.safetensors"), flat, true);
+  const auto written = [&](const std::string& tokens) {
+    text->write_logits_and_gradients(tokens, "exact", path("written.safetensors"));
+  };
+  EXPECT_THROW(written(path("flat.safetensors")), InputError) << "not [batch, length]";
+  EXPECT_THROW(written(path("sorting.safetensors")), InputError) << "no tokens";
 }
 
 }  // namespace
