@@ -24,7 +24,7 @@ struct FakeWorld {
                                                                                 std::int64_t) { return 0.0; };
   std::int64_t dies_after = -1;  // gradients: then it throws, as a machine that goes down
   std::vector<std::string> replayed;
-  int opened = 0;
+  int opened = 0, saved = 0;
 };
 
 inline constexpr std::int64_t kFakeLayers = 2, kFakeHq = 2, kFakeHkv = 1;
@@ -90,7 +90,10 @@ class FakeLab : public lab::Lab {
     save_capture(path, c, false);
   }
 
-  void save(const std::string& path) const override { std::ofstream(path) << step_; }
+  void save(const std::string& path) const override {
+    ++world_.saved;
+    std::ofstream(path) << step_;
+  }
   void load(const std::string& path) override { std::ifstream(path) >> step_; }
   void export_model(const std::string&) const override {}
   void import_model(const std::string&) override {}

@@ -132,6 +132,16 @@ TEST_F(Study, AnInterruptedStudyGoesOnFromItsCheckpoint) {
   }
 }
 
+TEST_F(Study, CheckpointsComeEverySoManyStepsAndAtTheEndOfARun) {
+  run();
+  EXPECT_EQ(world_.saved, 24 / 4 + 12 / 4 + 12 / 4);
+  world_.saved = 0;
+  scenario_.watching.checkpoint_every = 0;
+  options_.overwrite = true;
+  run();
+  EXPECT_EQ(world_.saved, 3) << "at the end of the start and of both runs";
+}
+
 TEST_F(Study, AnotherScenarioIsNotGoneOnWith) {
   world_.dies_after = 3;
   EXPECT_THROW(run(), std::runtime_error);
