@@ -43,7 +43,7 @@ class Table {
     for (const auto& column : columns.blocks) {
       for (const BlockPart& part : kBlockParts) {
         std::vector<std::string> axes = {"layer"};
-        if (*part.axis != '\0') axes.emplace_back(part.axis);
+        if (part.heads != nullptr) axes.emplace_back(part.axis);
         add_column(column, fmt::format("{}_{}", part.name, column.name), Growing::Kind::kReal, axes);
       }
       add_column(column, fmt::format("outside_{}", column.name), Growing::Kind::kReal);
