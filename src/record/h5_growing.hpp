@@ -22,7 +22,7 @@ Handle open_closed_file(const std::string& path);
 // From here on others can read the file; no group, dataset or attribute can be added any more.
 void let_readers_in(hid_t file);
 
-// Rows of numbers or texts, checksummed. `row` is the shape of one row: {} for one number. Appends any number of rows.
+// Rows of numbers or texts. `row` is the shape of one row: {} for one number. Appends any number of rows.
 class Growing {
  public:
   enum class Kind { kReal, kInteger, kText };

@@ -204,7 +204,9 @@ void RunWriter::finish() {
   state_->guarded([&] {
     state_->runs.clear();
     state_->file.reset();
-    h5::write_attribute(h5::open_closed_file(partial), "complete", std::int64_t{1});
+    const h5::Handle file = h5::open_closed_file(partial);
+    h5::write_attribute(file, "complete", std::int64_t{1});
+    h5::flush(file);  // a disk that is full now shows here: closing has no say
   });
   put_in_place(partial, state_->path);
 }

@@ -2,8 +2,11 @@
 // Records of training runs: everything comes back, can be read while it grows and after a crash, and goes on from there.
 #include "src/record/run_record.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -13,6 +16,8 @@
 #include "gtest/gtest.h"
 
 #include "src/core/error.hpp"
+#include "src/core/file.hpp"
+#include "src/record/h5_growing.hpp"
 #include "src/record/record.hpp"
 #include "tests/temporary_folder.hpp"
 
@@ -128,6 +133,56 @@ TEST_F(RunRecords, CanBeFollowedWhileItGrows) {
   EXPECT_FALSE(fs::exists(file_)) << "nothing partial has the final name";
 }
 
+// Another process reads as fast as it can, at whatever moment of a write that is.
+TEST_F(RunRecords, CanBeReadInTheMiddleOfAWrite) {
+  constexpr std::int64_t kSteps = 2000;
+  RunWriter(file_, info_, {run_of("a")}, false);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    for (std::int64_t step = 0; step < kSteps; ++step) writer.add(0, step_row(step));
+    ::_exit(0);
+  }
+  int status = 0;
+  for (bool is_writing = true; is_writing;) {
+    is_writing = ::waitpid(child, &status, WNOHANG) == 0;
+    const std::vector<StepRow> steps = read_run_record(partial_run_record(file_)).runs.at(0).steps;
+    for (std::size_t step = 0; step < steps.size(); ++step) {
+      ASSERT_EQ(steps[step].step, step);
+      expect_same(steps[step].norm2, step_row(steps[step].step).norm2);
+    }
+    if (!is_writing) {
+      EXPECT_EQ(steps.size(), kSteps);
+    }
+  }
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+// The rows of a chunk are written over again with each new one; a crash may cut that short.
+TEST_F(RunRecords, AWriteThatWasCutShortHarmsItsOwnRowAlone) {
+  constexpr double kLast = 0.123456789;
+  {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    for (std::int64_t step = 0; step < 5; ++step) {
+      StepRow row = step_row(step);
+      if (step == 4) row.loss = kLast;
+      writer.add(0, row);
+    }
+  }
+  const std::string partial = partial_run_record(file_);
+  std::string bytes = read_file(partial, "record");
+  std::array<char, sizeof kLast> last{};
+  std::memcpy(last.data(), &kLast, sizeof kLast);
+  const auto at = std::search(bytes.begin(), bytes.end(), last.begin(), last.end());
+  ASSERT_NE(at, bytes.end());
+  std::fill_n(at, 3, '\0');
+  write_file(partial, bytes, true);
+  const std::vector<StepRow> steps = read_run_record(partial).runs.at(0).steps;
+  ASSERT_EQ(steps.size(), 5U);
+  EXPECT_NE(steps[4].loss, kLast);
+  for (std::int64_t step = 0; step < 4; ++step) EXPECT_EQ(steps[step].loss, step_row(step).loss);
+}
+
 TEST_F(RunRecords, ACrashLeavesItsStepsAndTheRunGoesOn) {
   const pid_t child = ::fork();
   if (child == 0) {
@@ -170,6 +225,21 @@ TEST_F(RunRecords, OtherFilesAreRefused) {
     EXPECT_NE(std::string(error.what()).find("not a record of training runs"), std::string::npos)
         << error.what();
   }
+}
+
+TEST_F(RunRecords, AColumnOfAnotherShapeIsRefused) {
+  {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    writer.add(0, step_row(0));
+    writer.finish();
+  }
+  {
+    const h5::Handle file = h5::open_closed_file(file_);
+    const h5::Handle steps = h5::open_group(file, "runs/a/steps");
+    ASSERT_GE(H5Ldelete(steps, "q_norm2", H5P_DEFAULT), 0);
+    h5::write_dataset(steps, "q_norm2", {1, 3}, std::vector<double>{1, 2, 3});
+  }
+  EXPECT_THROW(read_run_record(file_), InputError);
 }
 
 TEST_F(RunRecords, ALongTextIsAnErrorAndNotCut) {
