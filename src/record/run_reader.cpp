@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <sstream>
 
 #include "fmt/format.h"
 
@@ -102,6 +103,10 @@ TrainingRun read_run(hid_t runs, const std::string& name) {
   run.name = name;
   run.training_path = h5::read_text_attribute(group, "training_path");
   run.rollout_path = h5::read_text_attribute(group, "rollout_path");
+  if (h5::has_attribute(group, "phase_paths")) {  // since 1.1
+    std::istringstream paths(h5::read_text_attribute(group, "phase_paths"));
+    for (std::string path; paths >> path;) run.phase_paths.push_back(path);
+  }
   const h5::Handle steps = h5::open_group(group, kStepColumns.table);
   run.shape = {static_cast<std::int64_t>(rows_of(steps, "layer")),
                static_cast<std::int64_t>(rows_of(steps, "head")),

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
@@ -161,6 +162,7 @@ RunWriter::RunWriter(const std::string& path, const RunInfo& info, const std::ve
       h5::write_attribute(group, "index", static_cast<std::int64_t>(i));
       h5::write_attribute(group, "training_path", runs[i].training_path);
       h5::write_attribute(group, "rollout_path", runs[i].rollout_path);
+      h5::write_attribute(group, "phase_paths", fmt::format("{}", fmt::join(runs[i].phase_paths, " ")));
       state_->runs.emplace_back(group, runs[i].shape);
     }
     h5::let_readers_in(file);

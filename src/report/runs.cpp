@@ -108,7 +108,7 @@ std::string error_table(const RunRecord& record) {
 
 // What the worst head of its training path means for a run.
 std::string error_sentence(const TrainingRun& run) {
-  const std::vector<GradientError> errors = worst_errors(run, run.training_path);
+  const std::vector<GradientError> errors = worst_training_errors(run);
   if (errors.empty()) return "";
   const auto worst =
       std::max_element(errors.begin(), errors.end(),
@@ -118,7 +118,7 @@ std::string error_sentence(const TrainingRun& run) {
   const bool sinks_train = errors.back().block.tensor != "sink" || errors.back().gain > 0;
   return fmt::format(
       "  - {}: under {} the gradient is off by {} of exact attention's in the worst head, {} at step {}{}\n",
-      run.name, run.training_path, size, text(worst->block), worst->step,
+      run.name, worst->path, size, text(worst->block), worst->step,
       sinks_train ? "" : ", and the sinks get none");
 }
 

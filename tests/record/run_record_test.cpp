@@ -64,7 +64,7 @@ StepRow step_row(std::int64_t step) {
 }
 
 TrainingRun run_of(const std::string& name) {
-  return {name, "flash_attention_2", "sink_kernel", kShape, {}, {}, {}, {}};
+  return {name, "flash_attention_2", "sink_kernel", {"eager", "flash_attention_2"}, kShape, {}, {}, {}, {}};
 }
 
 void expect_same(const BlockValues& got, const BlockValues& wanted) {
@@ -98,6 +98,7 @@ TEST_F(RunRecords, EverythingComesBack) {
   EXPECT_TRUE(record.runs[0].steps.empty());
   const TrainingRun& run = record.runs[1];
   EXPECT_EQ(run.training_path, "flash_attention_2");
+  EXPECT_EQ(run.phase_paths, (std::vector<std::string>{"eager", "flash_attention_2"}));
   EXPECT_EQ(run.shape.hkv, 2);
   ASSERT_EQ(run.steps.size(), 150U);
   EXPECT_EQ(run.steps[149].step, 149);
