@@ -132,6 +132,55 @@ TEST_F(Study, AnInterruptedStudyGoesOnFromItsCheckpoint) {
   }
 }
 
+// A machine that goes down may keep a checkpoint and lose rows before it, or have one of a study that was overwritten.
+TEST_F(Study, ACheckpointThatIsAheadOfTheRowsIsNotGoneOnFrom) {
+  const RunRecord whole = run();
+  for (const std::string name : {"start.24", "right.9"}) {
+    SCOPED_TRACE(name);
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    options_.resume = false;
+    world_.dies_after = name == "start.24" ? 10 : 24 + 6;
+    EXPECT_THROW(run(), std::runtime_error);
+    std::ofstream(options_.output + ".state/" + name) << name.substr(name.find('.') + 1);
+    options_.resume = true;
+    const RunRecord resumed = run();
+    for (std::size_t i = 0; i < 3; ++i) {
+      ASSERT_EQ(resumed.runs[i].steps.size(), whole.runs[i].steps.size());
+      for (std::size_t step = 0; step < whole.runs[i].steps.size(); ++step)
+        ASSERT_EQ(resumed.runs[i].steps[step].loss, whole.runs[i].steps[step].loss) << i << " " << step;
+    }
+  }
+}
+
+TEST_F(Study, ARunThatWasCutGoesOnWithAllOfItsPhases) {
+  options_.runs = {"wrong"};
+  options_.steps = 6;
+  world_.dies_after = 24 + 5;
+  EXPECT_THROW(run(), std::runtime_error);
+  options_.resume = true;
+  options_.steps = 0;
+  const RunRecord record = run();
+  ASSERT_EQ(record.runs[1].steps.size(), 12U);
+  EXPECT_EQ(record.runs[1].training_path, "exact")
+      << "of the last phase, which the first time had been cut off";
+  EXPECT_EQ(record.runs[1].rollout_path, "exact");
+}
+
+TEST_F(Study, StepsOfARunThatIsNotAskedForAreNotDropped) {
+  world_.dies_after = 24 + 12 + 2;
+  EXPECT_THROW(run(), std::runtime_error);
+  options_.resume = true;
+  options_.runs = {"wrong"};
+  try {
+    run();
+    ADD_FAILURE() << "the steps of 'right' were dropped";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("'right'"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(read_run_record(options_.output + ".partial").runs[1].steps.size(), 12U);
+}
+
 TEST_F(Study, CheckpointsComeEverySoManyStepsAndAtTheEndOfARun) {
   run();
   EXPECT_EQ(world_.saved, 24 / 4 + 12 / 4 + 12 / 4);
