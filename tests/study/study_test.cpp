@@ -181,6 +181,21 @@ TEST_F(Study, StepsOfARunThatIsNotAskedForAreNotDropped) {
   EXPECT_EQ(read_run_record(options_.output + ".partial").runs[1].steps.size(), 12U);
 }
 
+TEST_F(Study, WhatCannotBePlantedIsSaidAndWhatBreaksIsNotHidden) {
+  world_.refuses = [](const std::string& path) {
+    if (path == "fault:sink_ignored:exact") throw InputError("not in this layer");
+  };
+  const TrainingRun wrong = run().runs[2];
+  ASSERT_EQ(wrong.causes.size(), 1U);
+  EXPECT_EQ(wrong.causes[0].cause, "rounding and rest (sink_ignored not planted)");
+  EXPECT_NEAR(wrong.causes[0].share, 1, 1e-9);
+  world_.refuses = [](const std::string& path) {
+    if (path == "fault:sink_ignored:exact") throw EnvironmentError("out of memory");
+  };
+  options_.overwrite = true;
+  EXPECT_THROW(run(), EnvironmentError);
+}
+
 TEST_F(Study, CheckpointsComeEverySoManyStepsAndAtTheEndOfARun) {
   run();
   EXPECT_EQ(world_.saved, 24 / 4 + 12 / 4 + 12 / 4);
