@@ -16,11 +16,13 @@ sys.path.insert(0, str(ROOT / "reports/notebooks"))
 from run_notebook import Ran, run_notebook  # noqa: E402
 
 
-def run(sinkscope: str) -> Ran:
-    """The executed notebook; an exception in a cell is an exception here."""
+def run(sinkscope: str, exact_every: int) -> Ran:
+    """The executed notebook, with counterfactuals every so many steps; an exception in a cell is an exception here."""
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "grpo.h5"
-        subprocess.run([sinkscope, "spike", "small_grpo", "--quiet", "-o", str(record)], check=True, cwd=ROOT)
+        scenario, record = Path(folder) / "small.toml", Path(folder) / "small.h5"
+        text = (ROOT / "datasets/scenarios/small_grpo.toml").read_text()
+        scenario.write_text(text.replace("exact_every = 3", f"exact_every = {exact_every}"))
+        subprocess.run([sinkscope, "spike", str(scenario), "--quiet", "-o", str(record)], check=True, cwd=ROOT)
         return run_notebook("spike_lab", SINKSCOPE_RUNS=str(record))
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     if not (Path(sys.argv[1]).parent / "sinkscope_lab.so").exists():
         print("skipped: the lab is not built")
         sys.exit(77)
-    ran = run(sys.argv[1])
+    ran = run(sys.argv[1], exact_every=3)
     text, pictures = ran.text, len(ran.shown["image/png"])
 
     assert pictures == 4, f"{pictures} pictures, wanted 4"
@@ -38,6 +40,10 @@ def main() -> None:
     assert "no spikes in this record" in text, text
     assert not ran.errors, ran.errors
     assert ran.stored_outputs == 0, "the notebook is stored without outputs"
+
+    ran = run(sys.argv[1], exact_every=0)
+    assert "no counterfactuals in this record" in ran.text, ran.text
+    assert len(ran.shown["image/png"]) == 3, "all pictures but that of the heads"
     print("notebook: every cell ran")
 
 
