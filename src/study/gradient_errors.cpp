@@ -84,4 +84,10 @@ std::vector<GradientError> worst_training_errors(const TrainingRun& run) {
   return worst_of(run, [&](const ReplayRow& row) { return row.path == training_path_at(run, row.step); });
 }
 
+const GradientError& largest(const std::vector<GradientError>& errors) {
+  return *std::max_element(errors.begin(), errors.end(), [](const GradientError& a, const GradientError& b) {
+    return is_larger(b.error, a.error);
+  });
+}
+
 }  // namespace sinkscope

@@ -32,4 +32,7 @@ std::vector<GradientError> worst_errors(const TrainingRun& run, const std::strin
 // The same, of each step's own training path.
 std::vector<GradientError> worst_training_errors(const TrainingRun& run);
 
+// Of one error at least; NaN counts as largest.
+const GradientError& largest(const std::vector<GradientError>& errors);
+
 }  // namespace sinkscope
