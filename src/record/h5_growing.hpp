@@ -10,8 +10,8 @@
 
 namespace sinkscope::h5 {
 
-inline constexpr std::size_t kMostCharacters =
-    159;  // of a text in a column: SWMR knows no texts of variable length
+// Of a text in a column: SWMR knows no texts of variable length. Enough for a folder's and a file's name.
+inline constexpr std::size_t kMostCharacters = 511;
 
 Handle create_growing_file(const std::string& path);
 // For reading, whether it is still being written, was left by a crash, or is finished.

@@ -245,7 +245,7 @@ TEST_F(RunRecords, AColumnOfAnotherShapeIsRefused) {
 
 TEST_F(RunRecords, ALongTextIsAnErrorAndNotCut) {
   RunWriter writer(file_, info_, {run_of("a")}, false);
-  EXPECT_THROW(writer.add(0, {{.path = std::string(200, 'x'), .norm2 = blocks(1), .error2 = blocks(0)}}),
+  EXPECT_THROW(writer.add(0, {{.path = std::string(600, 'x'), .norm2 = blocks(1), .error2 = blocks(0)}}),
                EnvironmentError);
 }
 
