@@ -96,10 +96,13 @@ void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const S
   }
 }
 
+// One that never took a step is replaced: the lab has refused its configuration.
 void refuse_unfinished(const StudyOptions& options) {
   std::error_code error;
   const std::string partial = partial_run_record(options.output);
-  if (!options.overwrite && fs::exists(partial, error)) {
+  if (options.overwrite || !fs::exists(partial, error)) return;
+  const std::vector<TrainingRun> runs = read_run_record(partial).runs;
+  if (std::any_of(runs.begin(), runs.end(), [](const TrainingRun& run) { return !run.steps.empty(); })) {
     throw InputError(fmt::format(
         "{} is there from a run that did not finish; --resume goes on with it, --overwrite starts again",
         partial));

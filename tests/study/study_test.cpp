@@ -196,6 +196,20 @@ TEST_F(Study, WhatCannotBePlantedIsSaidAndWhatBreaksIsNotHidden) {
   EXPECT_THROW(run(), EnvironmentError);
 }
 
+TEST_F(Study, WhatNeverTookAStepIsNotInTheWay) {
+  const auto open = [](const lab::LabConfig&) -> std::unique_ptr<lab::Lab> {
+    throw InputError("model: no such shape");
+  };
+  EXPECT_THROW(run_study(scenario_, options_, {}, open), InputError);
+  EXPECT_TRUE(fs::exists(options_.output + ".partial"));
+  EXPECT_TRUE(run().complete);
+}
+
+TEST_F(Study, ALongNameOfTheRecordIsNoError) {
+  options_.output = path(std::string(200, 'n') + ".h5");
+  EXPECT_TRUE(fs::exists(folder_ / run().runs[2].spikes.at(0).capture));
+}
+
 TEST_F(Study, CheckpointsComeEverySoManyStepsAndAtTheEndOfARun) {
   run();
   EXPECT_EQ(world_.saved, 24 / 4 + 12 / 4 + 12 / 4);
