@@ -10,8 +10,8 @@
 
 namespace sinkscope::h5 {
 
-inline constexpr std::size_t kMostCharacters =
-    159;  // of a text in a column: SWMR knows no texts of variable length
+// Of a text in a column: SWMR knows no texts of variable length. Enough for a folder's and a file's name.
+inline constexpr std::size_t kMostCharacters = 511;
 
 Handle create_growing_file(const std::string& path);
 // For reading, whether it is still being written, was left by a crash, or is finished.
@@ -22,7 +22,7 @@ Handle open_closed_file(const std::string& path);
 // From here on others can read the file; no group, dataset or attribute can be added any more.
 void let_readers_in(hid_t file);
 
-// Rows of numbers or texts, checksummed. `row` is the shape of one row: {} for one number. Appends any number of rows.
+// Rows of numbers or texts. `row` is the shape of one row: {} for one number. Appends any number of rows.
 class Growing {
  public:
   enum class Kind { kReal, kInteger, kText };

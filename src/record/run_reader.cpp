@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <sstream>
 
 #include "fmt/format.h"
 
@@ -30,12 +31,16 @@ std::size_t rows_of(hid_t group, const std::string& column) {
   return extents[0];
 }
 
-// Cuts an array [rows, ...] into its rows.
+// Cuts an array [rows, ...] into its rows of so many elements. It may have grown since they were counted.
 template <typename Assign>
-void read_array(hid_t group, const std::string& column, std::size_t rows, const Assign& assign) {
-  const std::size_t stored = rows_of(group, column);
+void read_array(hid_t group, const std::string& column, std::size_t rows, std::int64_t elements,
+                const Assign& assign) {
+  const auto of_row = static_cast<std::size_t>(elements);
   const std::vector<double> values = h5::read_reals(group, column);
-  const std::size_t of_row = stored == 0 ? 0 : values.size() / stored;
+  if (values.size() < rows * of_row || (of_row != 0 && values.size() % of_row != 0)) {
+    throw h5::Hdf5Error(
+        fmt::format("{} has {} numbers, wanted {} for each of {} rows", column, values.size(), of_row, rows));
+  }
   for (std::size_t i = 0; i < rows; ++i) {
     const auto start = values.begin() + static_cast<std::ptrdiff_t>(i * of_row);
     assign(i, std::vector<double>(start, start + static_cast<std::ptrdiff_t>(of_row)));
@@ -77,13 +82,13 @@ void read_table(hid_t run, const Columns<Row>& columns, TrainingRun& into) {
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i].*column.value = values.at(i);
   }
   for (const auto& column : columns.heads) {
-    read_array(group, column.name, rows.size(),
+    read_array(group, column.name, rows.size(), into.shape.layers * into.shape.hq,
                [&](std::size_t i, std::vector<double> row) { rows[i].*column.value = std::move(row); });
   }
   for (const auto& column : columns.blocks) {
     for (const BlockPart& part : kBlockParts) {
       read_array(group, fmt::format("{}_{}", part.name, column.name), rows.size(),
-                 [&](std::size_t i, std::vector<double> row) {
+                 into.shape.layers * heads_of(part, into.shape), [&](std::size_t i, std::vector<double> row) {
                    (rows[i].*column.value).*part.values = std::move(row);
                  });
     }
@@ -98,6 +103,10 @@ TrainingRun read_run(hid_t runs, const std::string& name) {
   run.name = name;
   run.training_path = h5::read_text_attribute(group, "training_path");
   run.rollout_path = h5::read_text_attribute(group, "rollout_path");
+  if (h5::has_attribute(group, "phase_paths")) {  // since 1.1
+    std::istringstream paths(h5::read_text_attribute(group, "phase_paths"));
+    for (std::string path; paths >> path;) run.phase_paths.push_back(path);
+  }
   const h5::Handle steps = h5::open_group(group, kStepColumns.table);
   run.shape = {static_cast<std::int64_t>(rows_of(steps, "layer")),
                static_cast<std::int64_t>(rows_of(steps, "head")),

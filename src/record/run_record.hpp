@@ -14,7 +14,7 @@
 namespace sinkscope {
 
 inline constexpr int kRunRecordMajor = 1;
-inline constexpr int kRunRecordMinor = 0;
+inline constexpr int kRunRecordMinor = 1;
 
 // One number for each part of a model's parameters.
 struct BlockValues {
@@ -66,9 +66,10 @@ struct RunShape {
   std::int64_t layers = 0, hq = 0, hkv = 0;
 };
 
-// One run of a scenario: its name and path are words for people, `replayed` the paths of its counterfactuals.
+// One run of a scenario.
 struct TrainingRun {
-  std::string name, training_path, rollout_path;
+  std::string name, training_path, rollout_path;  // paths of the last phase
+  std::vector<std::string> phase_paths;           // the training path of every phase; none: all as the last
   RunShape shape;
   std::vector<StepRow> steps;
   std::vector<ReplayRow> replays;

@@ -3,11 +3,15 @@
 
 namespace sinkscope {
 
-const std::vector<BlockPart> kBlockParts = {{"q", &BlockValues::q, "head"},
-                                            {"k", &BlockValues::k, "kv_head"},
-                                            {"v", &BlockValues::v, "kv_head"},
-                                            {"sink", &BlockValues::sink, "head"},
-                                            {"other", &BlockValues::other, ""}};
+const std::vector<BlockPart> kBlockParts = {{"q", &BlockValues::q, &RunShape::hq, "head"},
+                                            {"k", &BlockValues::k, &RunShape::hkv, "kv_head"},
+                                            {"v", &BlockValues::v, &RunShape::hkv, "kv_head"},
+                                            {"sink", &BlockValues::sink, &RunShape::hq, "head"},
+                                            {"other", &BlockValues::other, nullptr, ""}};
+
+std::int64_t heads_of(const BlockPart& part, const RunShape& shape) {
+  return part.heads == nullptr ? 1 : shape.*part.heads;
+}
 
 const Columns<StepRow> kStepColumns = {
     .table = "steps",

@@ -43,12 +43,16 @@ extern const Columns<ReplayRow> kReplayColumns;
 extern const Columns<SpikeRow> kSpikeColumns;
 extern const Columns<CauseRow> kCauseColumns;
 
-// A part of BlockValues that is an array: its prefix in a column's name and the extents after the row.
+// A part of BlockValues that is an array: its prefix in a column's name, and what a row has after its layers.
 struct BlockPart {
   const char* name;
   std::vector<double> BlockValues::*values;
-  const char* axis;  // "head", "kv_head" or "" for one number per layer
+  std::int64_t RunShape::*heads;  // null: one number per layer
+  const char* axis;               // of these heads: "head" or "kv_head"
 };
 extern const std::vector<BlockPart> kBlockParts;
+
+// How many a layer has: 1 of a part without heads.
+std::int64_t heads_of(const BlockPart& part, const RunShape& shape);
 
 }  // namespace sinkscope

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "fmt/format.h"
+#include "fmt/ranges.h"
 
 #include "src/core/error.hpp"
 #include "src/core/file.hpp"
@@ -43,7 +44,7 @@ class Table {
     for (const auto& column : columns.blocks) {
       for (const BlockPart& part : kBlockParts) {
         std::vector<std::string> axes = {"layer"};
-        if (*part.axis != '\0') axes.emplace_back(part.axis);
+        if (part.heads != nullptr) axes.emplace_back(part.axis);
         add_column(column, fmt::format("{}_{}", part.name, column.name), Growing::Kind::kReal, axes);
       }
       add_column(column, fmt::format("outside_{}", column.name), Growing::Kind::kReal);
@@ -161,6 +162,7 @@ RunWriter::RunWriter(const std::string& path, const RunInfo& info, const std::ve
       h5::write_attribute(group, "index", static_cast<std::int64_t>(i));
       h5::write_attribute(group, "training_path", runs[i].training_path);
       h5::write_attribute(group, "rollout_path", runs[i].rollout_path);
+      h5::write_attribute(group, "phase_paths", fmt::format("{}", fmt::join(runs[i].phase_paths, " ")));
       state_->runs.emplace_back(group, runs[i].shape);
     }
     h5::let_readers_in(file);
@@ -204,7 +206,9 @@ void RunWriter::finish() {
   state_->guarded([&] {
     state_->runs.clear();
     state_->file.reset();
-    h5::write_attribute(h5::open_closed_file(partial), "complete", std::int64_t{1});
+    const h5::Handle file = h5::open_closed_file(partial);
+    h5::write_attribute(file, "complete", std::int64_t{1});
+    h5::flush(file);  // a disk that is full now shows here: closing has no say
   });
   put_in_place(partial, state_->path);
 }

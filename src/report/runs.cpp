@@ -108,17 +108,15 @@ std::string error_table(const RunRecord& record) {
 
 // What the worst head of its training path means for a run.
 std::string error_sentence(const TrainingRun& run) {
-  const std::vector<GradientError> errors = worst_errors(run, run.training_path);
+  const std::vector<GradientError> errors = worst_training_errors(run);
   if (errors.empty()) return "";
-  const auto worst =
-      std::max_element(errors.begin(), errors.end(),
-                       [](const GradientError& a, const GradientError& b) { return a.error < b.error; });
-  const std::string size = worst->error < 1 ? fmt::format("{:.3g} %", 100 * worst->error)
-                                            : fmt::format("{:.3g} times the length", worst->error);
+  const GradientError& worst = largest(errors);
+  const std::string size = worst.error < 1 ? fmt::format("{:.3g} %", 100 * worst.error)
+                                           : fmt::format("{:.3g} times the length", worst.error);
   const bool sinks_train = errors.back().block.tensor != "sink" || errors.back().gain > 0;
   return fmt::format(
       "  - {}: under {} the gradient is off by {} of exact attention's in the worst head, {} at step {}{}\n",
-      run.name, run.training_path, size, text(worst->block), worst->step,
+      run.name, worst.path, size, text(worst.block), worst.step,
       sinks_train ? "" : ", and the sinks get none");
 }
 

@@ -136,7 +136,7 @@ Watching read_watching(Settings table) {
   take(table, "observe_every", 0, watching.observe_every);
   take(table, "exact_every", 0, watching.exact_every);
   if (table.has("paths")) watching.paths = table.words("paths", "path names");
-  take(table, "checkpoint_every", 1, watching.checkpoint_every);
+  take(table, "checkpoint_every", 0, watching.checkpoint_every);
   take(table, "explained", 0, watching.explained);
   table.done();
   return watching;

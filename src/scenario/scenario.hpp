@@ -17,13 +17,14 @@ struct Phase {
   lab::StepSettings settings;
 };
 
-// What is looked at beside the training. 0: never.
+// What is looked at, or kept, beside the training. 0: never.
 struct Watching {
-  std::int64_t observe_every = 5;      // sink mass, gain, entropy, logits
-  std::int64_t exact_every = 10;       // counterfactual gradients
-  std::vector<std::string> paths;      // of those, beside the training path and exact attention
-  std::int64_t checkpoint_every = 25;  // a run that ends early goes on from there
-  std::int64_t explained = 3;          // spikes of a run that are captured and whose causes are looked for
+  std::int64_t observe_every = 5;  // sink mass, gain, entropy, logits
+  std::int64_t exact_every = 10;   // counterfactual gradients
+  std::vector<std::string> paths;  // of those, beside the training path and exact attention
+  // A run that is interrupted goes on from its newest checkpoint; there is always one at its end. 0: no other.
+  std::int64_t checkpoint_every = 25;
+  std::int64_t explained = 3;  // spikes of a run that are captured and whose causes are looked for
 };
 
 struct RunPlan {

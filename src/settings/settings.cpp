@@ -98,19 +98,6 @@ std::vector<std::string> Settings::words(std::string_view key, std::string_view 
   return words;
 }
 
-std::vector<double> Settings::numbers(std::string_view key, double least, double most) {
-  const std::string wanted = fmt::format("a list of numbers from {} to {}", least, most);
-  const toml::array* array = table_->node(key).as_array();
-  if (array == nullptr) refuse(key, wanted);
-  std::vector<double> numbers;
-  for (const toml::node& element : *array) {
-    const auto number = element.value<double>();
-    if (!number || !(*number >= least && *number <= most)) refuse(key, wanted);
-    numbers.push_back(*number);
-  }
-  return numbers;
-}
-
 Settings Settings::table(std::string_view key) {
   const toml::table* keys = table_->node(key).as_table();
   if (keys == nullptr) refuse(key, "a table");

@@ -28,7 +28,6 @@ class Settings {
   std::string choice(std::string_view key, const std::vector<std::string>& known);
   // A list of texts that are not empty; `what` they are in the message: "path names".
   std::vector<std::string> words(std::string_view key, std::string_view what);
-  std::vector<double> numbers(std::string_view key, double least, double most);
   Settings table(std::string_view key);
   std::vector<Settings> tables(std::string_view key);  // [[key]]
 

@@ -6,32 +6,16 @@
 
 #include "fmt/format.h"
 
+#include "src/record/run_tables.hpp"
+
 namespace sinkscope {
-namespace {
-
-struct Part {
-  const char* tensor;
-  std::vector<double> BlockValues::*values;
-  std::int64_t RunShape::*heads;  // null: one block per layer
-};
-constexpr Part kParts[] = {{"q", &BlockValues::q, &RunShape::hq},
-                           {"k", &BlockValues::k, &RunShape::hkv},
-                           {"v", &BlockValues::v, &RunShape::hkv},
-                           {"sink", &BlockValues::sink, &RunShape::hq},
-                           {"other", &BlockValues::other, nullptr}};
-
-std::int64_t heads_of(const Part& part, const RunShape& shape) {
-  return part.heads == nullptr ? 1 : shape.*part.heads;
-}
-
-}  // namespace
 
 std::vector<BlockName> all_blocks(const RunShape& shape) {
   std::vector<BlockName> names;
-  for (const Part& part : kParts) {
+  for (const BlockPart& part : kBlockParts) {
     for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
       for (std::int64_t head = 0; head < heads_of(part, shape); ++head)
-        names.push_back({layer, part.tensor, part.heads == nullptr ? -1 : head});
+        names.push_back({layer, part.name, part.heads == nullptr ? -1 : head});
     }
   }
   names.push_back({-1, "outside", -1});
@@ -44,7 +28,7 @@ BlockValues to_arrays(const std::vector<double>& values, const RunShape& shape) 
     throw std::logic_error(fmt::format("{} numbers for {} blocks", values.size(), wanted));
   BlockValues arrays;
   auto at = values.begin();
-  for (const Part& part : kParts) {
+  for (const BlockPart& part : kBlockParts) {
     const auto count = static_cast<std::ptrdiff_t>(shape.layers * heads_of(part, shape));
     (arrays.*part.values).assign(at, at + count);
     at += count;
@@ -55,7 +39,7 @@ BlockValues to_arrays(const std::vector<double>& values, const RunShape& shape) 
 
 std::vector<double> to_list(const BlockValues& values, const RunShape& shape) {
   std::vector<double> list;
-  for (const Part& part : kParts)
+  for (const BlockPart& part : kBlockParts)
     list.insert(list.end(), (values.*part.values).begin(), (values.*part.values).end());
   list.push_back(values.outside);
   const std::size_t wanted = all_blocks(shape).size();
@@ -66,7 +50,7 @@ std::vector<double> to_list(const BlockValues& values, const RunShape& shape) {
 
 double sum(const BlockValues& values) {
   double total = values.outside;
-  for (const Part& part : kParts)
+  for (const BlockPart& part : kBlockParts)
     total = std::accumulate((values.*part.values).begin(), (values.*part.values).end(), total);
   return total;
 }

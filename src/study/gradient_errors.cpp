@@ -25,6 +25,46 @@ std::map<std::int64_t, const ReplayRow*> exact_rows(const TrainingRun& run) {
   return rows;
 }
 
+// Which the run was trained through; steps that are not there yet are of the phase before them.
+const std::string& training_path_at(const TrainingRun& run, std::int64_t step) {
+  std::int64_t phase = 0;
+  for (const StepRow& row : run.steps) {
+    if (row.step <= step) phase = row.phase;
+  }
+  const auto i = static_cast<std::size_t>(phase);
+  return i < run.phase_paths.size() ? run.phase_paths[i] : run.training_path;
+}
+
+GradientError error_of(const ReplayRow& row, const BlockName& block, double path2, double error2,
+                       double exact2, double least) {
+  const double error = error2 == 0 ? 0 : std::sqrt(error2) / std::max(std::sqrt(exact2), least);
+  return {row.path, block, row.step, error, path2 == exact2 ? 1 : std::sqrt(path2 / exact2)};
+}
+
+template <typename Wanted>
+std::vector<GradientError> worst_of(const TrainingRun& run, const Wanted& wanted) {
+  const std::vector<BlockName> blocks = all_blocks(run.shape);
+  const std::map<std::int64_t, const ReplayRow*> exact = exact_rows(run);
+  std::map<std::string, GradientError> worst;
+  for (const ReplayRow& row : run.replays) {
+    if (!wanted(row) || !exact.contains(row.step)) continue;
+    const ReplayRow& beside = *exact.at(row.step);
+    const double least = kLeastShare * std::sqrt(sum(beside.norm2));
+    const std::vector<double> path2 = to_list(row.norm2, run.shape), error2 = to_list(row.error2, run.shape),
+                              exact2 = to_list(beside.norm2, run.shape);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const GradientError of = error_of(row, blocks[i], path2[i], error2[i], exact2[i], least);
+      const auto [at, is_first] = worst.try_emplace(blocks[i].tensor, of);
+      if (!is_first && is_larger(of.error, at->second.error)) at->second = of;
+    }
+  }
+  std::vector<GradientError> errors;
+  for (const char* tensor : kTensors) {
+    if (worst.contains(tensor)) errors.push_back(worst.at(tensor));
+  }
+  return errors;
+}
+
 }  // namespace
 
 std::vector<std::string> compared_paths(const TrainingRun& run) {
@@ -37,28 +77,17 @@ std::vector<std::string> compared_paths(const TrainingRun& run) {
 }
 
 std::vector<GradientError> worst_errors(const TrainingRun& run, const std::string& path) {
-  const std::vector<BlockName> blocks = all_blocks(run.shape);
-  const std::map<std::int64_t, const ReplayRow*> exact = exact_rows(run);
-  std::map<std::string, GradientError> worst;
-  for (const ReplayRow& row : run.replays) {
-    if (row.path != path || !exact.contains(row.step)) continue;
-    const ReplayRow& beside = *exact.at(row.step);
-    const double least = kLeastShare * std::sqrt(sum(beside.norm2));
-    const std::vector<double> path2 = to_list(row.norm2, run.shape), error2 = to_list(row.error2, run.shape),
-                              exact2 = to_list(beside.norm2, run.shape);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const GradientError of = {blocks[i], row.step,
-                                std::sqrt(error2[i]) / std::max(std::sqrt(exact2[i]), least),
-                                std::sqrt(path2[i] / exact2[i])};
-      const auto [at, is_first] = worst.try_emplace(blocks[i].tensor, of);
-      if (!is_first && is_larger(of.error, at->second.error)) at->second = of;
-    }
-  }
-  std::vector<GradientError> errors;
-  for (const char* tensor : kTensors) {
-    if (worst.contains(tensor)) errors.push_back(worst.at(tensor));
-  }
-  return errors;
+  return worst_of(run, [&](const ReplayRow& row) { return row.path == path; });
+}
+
+std::vector<GradientError> worst_training_errors(const TrainingRun& run) {
+  return worst_of(run, [&](const ReplayRow& row) { return row.path == training_path_at(run, row.step); });
+}
+
+const GradientError& largest(const std::vector<GradientError>& errors) {
+  return *std::max_element(errors.begin(), errors.end(), [](const GradientError& a, const GradientError& b) {
+    return is_larger(b.error, a.error);
+  });
 }
 
 }  // namespace sinkscope

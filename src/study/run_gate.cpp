@@ -13,16 +13,26 @@
 namespace sinkscope {
 namespace {
 
-// Mean over the steps that have one; NaN where none has.
-double mean_gap(const TrainingRun& run) {
-  double total = 0;
-  int count = 0;
+// The step that is farthest from its rollouts; null where none has any.
+const StepRow* widest_gap(const TrainingRun& run) {
+  const StepRow* widest = nullptr;
   for (const StepRow& row : run.steps) {
     if (std::isnan(row.log_prob_gap)) continue;
-    total += row.log_prob_gap;
-    ++count;
+    if (widest == nullptr || row.log_prob_gap > widest->log_prob_gap) widest = &row;
   }
-  return total / count;
+  return widest;
+}
+
+// What training broke down at, in a sentence; empty where it did not.
+std::string breakdown(const TrainingRun& run) {
+  for (const StepRow& row : run.steps) {
+    if (!std::isfinite(row.loss))
+      return fmt::format("the loss of step {} is {}, wanted a finite one", row.step, row.loss);
+    if (!std::isfinite(row.gradient_norm))
+      return fmt::format("the gradient norm of step {} is {}, wanted a finite one", row.step,
+                         row.gradient_norm);
+  }
+  return "";
 }
 
 }  // namespace
@@ -46,26 +56,23 @@ RunVerdict judge_run(const TrainingRun& run, const RunLimits& limits) {
     judged.verdict = Verdict::kFailed;
     judged.sentences.push_back(std::move(sentence));
   };
-  const std::vector<GradientError> errors = worst_errors(run, run.training_path);
-  const double gap = mean_gap(run);
-  if (errors.empty() && std::isnan(gap)) {
+  const std::vector<GradientError> errors = worst_training_errors(run);
+  const StepRow* const widest = widest_gap(run);
+  const std::string broken = breakdown(run);
+  if (errors.empty() && widest == nullptr && broken.empty()) {
     judged.verdict = Verdict::kSkipped;
     judged.sentences.push_back("no step has a counterfactual gradient of the training path or rollouts");
     return judged;
   }
-  for (const StepRow& row : run.steps) {
-    if (std::isfinite(row.loss)) continue;
-    fail(fmt::format("the loss of step {} is {}, wanted a finite one", row.step, row.loss));
-    break;
-  }
+  if (!broken.empty()) fail(broken);
   for (const GradientError& of : errors) {
     if (of.error <= limits.gradient_error) continue;
     fail(fmt::format("the gradient of {} at step {} is off by {:.3g} times exact attention's, limit {:.3g}",
                      text(of.block), of.step, of.error, limits.gradient_error));
   }
-  if (!std::isnan(gap) && !(gap <= limits.log_prob_gap)) {
-    fail(fmt::format("the mean |log-probability gap| to the rollouts is {:.3g}, limit {:.3g}", gap,
-                     limits.log_prob_gap));
+  if (widest != nullptr && !(widest->log_prob_gap <= limits.log_prob_gap)) {
+    fail(fmt::format("the mean |log-probability gap| to the rollouts is {:.3g} at step {}, limit {:.3g}",
+                     widest->log_prob_gap, widest->step, limits.log_prob_gap));
   }
   return judged;
 }

@@ -15,7 +15,7 @@ namespace sinkscope {
 // An infinite limit is not checked.
 struct RunLimits {
   double gradient_error = 0;  // of the training path, GradientError::error of any head at any sampled step
-  double log_prob_gap = 0;    // StepRow::log_prob_gap, mean over the run's steps that have one
+  double log_prob_gap = 0;    // StepRow::log_prob_gap, the mean over a step's tokens, of any step
   bool operator==(const RunLimits&) const = default;
 };
 
@@ -29,6 +29,7 @@ struct RunVerdict {
   std::vector<std::string> sentences;  // what failed, with the value and the limit
 };
 
+// Fails, besides, where a loss or a gradient norm is not finite.
 RunVerdict judge_run(const TrainingRun& run, const RunLimits& limits);
 
 // As exit_code() of src/gate: kEnvironment where nothing was judged.

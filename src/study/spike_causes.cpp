@@ -9,6 +9,7 @@
 
 #include "src/capture/capture.hpp"
 #include "src/compare/compare.hpp"
+#include "src/core/error.hpp"
 #include "src/faults/fault.hpp"
 #include "src/spike/shapley.hpp"
 
@@ -71,8 +72,8 @@ std::vector<CauseRow> causes_of(lab::Lab& lab, const lab::StepSettings& settings
     if (!paths.empty()) {
       for (const lab::ReplayedPath& path : lab.replay(paths, settings)) norms[path.path] = norm2(path);
     }
-  } catch (const std::runtime_error&) {
-    // A mistake may not be possible in every layer: without a window there is none to be off by one.
+  } catch (const InputError&) {
+    // A mistake that the lab cannot plant in this model is no reason to end its training.
     const std::string rest = fmt::format("{} ({} not planted)", kRest, fmt::join(causes, ", "));
     return {{spike.step, rest, (spike.path2 - spike.exact2) / spike.rise}};
   }

@@ -53,6 +53,7 @@ std::vector<TrainingRun> fresh_runs(const std::vector<RunPlan>& plans, const Run
     const lab::StepSettings& last = plan.phases.back().settings;
     TrainingRun run;
     run.name = plan.name;
+    for (const Phase& phase : plan.phases) run.phase_paths.push_back(phase.settings.training_path);
     run.training_path = last.training_path;
     run.rollout_path = last.kind == lab::StepKind::kReinforce ? last.rollout_path : "";
     run.shape = shape;
@@ -61,7 +62,19 @@ std::vector<TrainingRun> fresh_runs(const std::vector<RunPlan>& plans, const Run
   return runs;
 }
 
-// The rows of an unfinished record, each run's up to its newest checkpoint.
+// The rows up to the run's newest checkpoint; none where that is of a step that the record does not have: a machine that
+// went down may have kept the one and lost the other.
+void take_rows(TrainingRun& run, TrainingRun&& old, const Checkpoints& checkpoints) {
+  const std::optional<Checkpoints::Found> newest = checkpoints.newest(run.name);
+  const bool has_all = newest && newest->step <= static_cast<std::int64_t>(old.steps.size());
+  truncate(old, has_all ? newest->step : 0);
+  run.steps = std::move(old.steps);
+  run.replays = std::move(old.replays);
+  run.spikes = std::move(old.spikes);
+  run.causes = std::move(old.causes);
+}
+
+// The rows of an unfinished record.
 void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const StudyOptions& options,
                const Checkpoints& checkpoints) {
   RunRecord old = read_run_record(partial_run_record(options.output));
@@ -70,20 +83,26 @@ void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const S
         fmt::format("{} is of another scenario than {}, or that has changed since; --overwrite starts again",
                     partial_run_record(options.output), scenario.name));
   }
-  for (TrainingRun& run : runs) {
-    const auto same = [&](const TrainingRun& of) { return of.name == run.name; };
-    const auto found = std::find_if(old.runs.begin(), old.runs.end(), same);
-    if (found == old.runs.end()) continue;
-    const std::optional<Checkpoints::Found> checkpoint = checkpoints.newest(run.name);
-    run = std::move(*found);
-    truncate(run, checkpoint ? checkpoint->step : 0);
+  for (TrainingRun& before : old.runs) {
+    const auto same = [&](const TrainingRun& of) { return of.name == before.name; };
+    const auto run = std::find_if(runs.begin(), runs.end(), same);
+    if (run != runs.end()) {
+      take_rows(*run, std::move(before), checkpoints);
+    } else if (!before.steps.empty()) {
+      throw InputError(
+          fmt::format("{} has {} steps of the run '{}', which --runs leaves out and --resume would drop",
+                      partial_run_record(options.output), before.steps.size(), before.name));
+    }
   }
 }
 
+// One that never took a step is replaced: the lab has refused its configuration.
 void refuse_unfinished(const StudyOptions& options) {
   std::error_code error;
   const std::string partial = partial_run_record(options.output);
-  if (!options.overwrite && fs::exists(partial, error)) {
+  if (options.overwrite || !fs::exists(partial, error)) return;
+  const std::vector<TrainingRun> runs = read_run_record(partial).runs;
+  if (std::any_of(runs.begin(), runs.end(), [](const TrainingRun& run) { return !run.steps.empty(); })) {
     throw InputError(fmt::format(
         "{} is there from a run that did not finish; --resume goes on with it, --overwrite starts again",
         partial));
@@ -101,21 +120,20 @@ RunRecord run_study(const Scenario& scenario, const StudyOptions& options, const
     take_over(runs, scenario, options, checkpoints);
   } else {
     refuse_unfinished(options);
+    checkpoints.remove_all();
   }
   RunInfo attributes = info;
   attributes.emplace_back("scenario_name", scenario.name);
   attributes.emplace_back("scenario", scenario.toml);
   RunWriter writer(options.output, attributes, runs, options.overwrite);
-  if (!options.resume) checkpoints.remove_all();
 
   const bool has_start = plans.front().name == kStartName;
   for (std::size_t i = 0; i < plans.size(); ++i) {
     if (static_cast<std::int64_t>(runs[i].steps.size()) >= steps_of(plans[i])) continue;
     const bool goes_on = has_start && i > 0;
     const std::unique_ptr<lab::Lab> lab = open(scenario.lab);
-    const std::optional<Checkpoints::Found> own = checkpoints.newest(plans[i].name);
-    const std::optional<Checkpoints::Found> from = own || !goes_on ? own : checkpoints.newest(kStartName);
-    if (from) lab->load(from->path);
+    const TrainingRun& before = runs[i].steps.empty() && goes_on ? runs[0] : runs[i];
+    if (!before.steps.empty()) lab->load(checkpoints.newest(before.name).value().path);
     Watch watch;
     if (goes_on) watch.recall(runs[0], plans[0], -steps_of(plans[0]));
     watch.recall(runs[i], plans[i]);

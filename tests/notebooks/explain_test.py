@@ -3,37 +3,30 @@
 
     python explain_test.py SINKSCOPE
 """
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "reports/notebooks/explain_a_failure.ipynb"
+sys.path.insert(0, str(ROOT / "reports/notebooks"))
+
+from run_notebook import Ran, run_notebook  # noqa: E402
 
 
-def run(sinkscope: str) -> nbformat.NotebookNode:
+def run(sinkscope: str) -> Ran:
     """The executed notebook, on a record of one capture; an exception in a cell is an exception here."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "explained.h5"
         paths = "recorded.flash_attention_2,recorded.eager,fault:dlse_dropped:sink_kernel,sink_kernel"
         capture = str(ROOT / "datasets/captures/calm_layer1.safetensors")
         subprocess.run([sinkscope, "explain", capture, "--quiet", "--paths", paths, "-o", str(record)], check=True, cwd=ROOT)
-        os.environ["SINKSCOPE_EXPLAINED"] = str(record)
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
-        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
-        return notebook
+        return run_notebook("explain_a_failure", SINKSCOPE_EXPLAINED=str(record))
 
 
 def main() -> None:
-    notebook = run(sys.argv[1])
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.get("text", "") for output in outputs)
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    ran = run(sys.argv[1])
+    text, pictures = ran.text, len(ran.shown["image/png"])
 
     assert pictures == 2, f"{pictures} pictures, wanted 2"
     rows = [line for line in text.splitlines() if line.startswith(("recorded.", "fault:", "sink_kernel"))]
@@ -52,11 +45,8 @@ def main() -> None:
         assert words in training[path], training[path]
     gains = next(line for line in text.splitlines() if line.startswith("largest difference of gains: "))
     assert float(gains.split()[-1]) < 4e-3, gains
-    errors = [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
-    assert not errors, errors
-
-    stored = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.get("outputs") for cell in stored.cells), "the notebook is stored without outputs"
+    assert not ran.errors, ran.errors
+    assert ran.stored_outputs == 0, "the notebook is stored without outputs"
     print("notebook: every cell ran")
 
 

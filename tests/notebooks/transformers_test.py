@@ -7,33 +7,15 @@ Exits with 77 and the reason where the interpreter lacks what the notebook needs
 """
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/python"))
+sys.path[:0] = [str(ROOT / "tests/python"), str(ROOT / "reports/notebooks")]
 
 from run import ALL_SKIPPED, missing, required  # noqa: E402
 
-NOTEBOOK = ROOT / "reports/notebooks/gpt_oss_in_transformers.ipynb"
 NEEDED = ("torch", "transformers", "safetensors", "h5py", "matplotlib", "ipykernel", "nbclient", "nbformat")
-
-
-def run(sinkscope: str) -> nbformat.NotebookNode:
-    """The executed notebook; an exception in a cell is an exception here."""
-    import nbformat
-    from nbclient import NotebookClient
-
-    os.environ["SINKSCOPE_EXECUTABLE"] = sinkscope
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "the notebook is stored without outputs"
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
-    return notebook
 
 
 def causes(text: str, name: str) -> dict[str, set[str]]:
@@ -51,9 +33,11 @@ def main() -> int:
     if reason:
         print(f"skipped: {reason}")
         return 1 if required() else ALL_SKIPPED
-    notebook = run(sys.argv[1])
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.get("text", "") for output in outputs)
+    from run_notebook import run_notebook
+
+    ran = run_notebook("gpt_oss_in_transformers", timeout=240, SINKSCOPE_EXECUTABLE=sys.argv[1])
+    text = ran.text
+    assert ran.stored_outputs == 0, "the notebook is stored without outputs"
 
     layers = ("step0_layer0", "step0_layer1")
     assert causes(text, "sinkless") == {layer: {"sink_ignored"} for layer in layers}, text
@@ -71,9 +55,9 @@ def main() -> int:
     still = {words[0]: float(words[-1]) for words in map(str.split, text.splitlines()) if words[1:2] == ["loss"]}
     assert still["sinkless"] == 0 < still["attention_sink"], still
 
-    pages = [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
+    pages = ran.shown["text/markdown"]
     assert len(pages) == 1 and pages[0].startswith("# flash_attention_2 for ") and "sink_ignored" in pages[0], pages
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    pictures = len(ran.shown["image/png"])
     assert pictures == 2, f"{pictures} pictures, wanted 2"
     print("notebook: every cell ran")
     return 0

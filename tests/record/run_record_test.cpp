@@ -2,8 +2,11 @@
 // Records of training runs: everything comes back, can be read while it grows and after a crash, and goes on from there.
 #include "src/record/run_record.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <csignal>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -13,6 +16,8 @@
 #include "gtest/gtest.h"
 
 #include "src/core/error.hpp"
+#include "src/core/file.hpp"
+#include "src/record/h5_growing.hpp"
 #include "src/record/record.hpp"
 #include "tests/temporary_folder.hpp"
 
@@ -59,7 +64,7 @@ StepRow step_row(std::int64_t step) {
 }
 
 TrainingRun run_of(const std::string& name) {
-  return {name, "flash_attention_2", "sink_kernel", kShape, {}, {}, {}, {}};
+  return {name, "flash_attention_2", "sink_kernel", {"eager", "flash_attention_2"}, kShape, {}, {}, {}, {}};
 }
 
 void expect_same(const BlockValues& got, const BlockValues& wanted) {
@@ -93,6 +98,7 @@ TEST_F(RunRecords, EverythingComesBack) {
   EXPECT_TRUE(record.runs[0].steps.empty());
   const TrainingRun& run = record.runs[1];
   EXPECT_EQ(run.training_path, "flash_attention_2");
+  EXPECT_EQ(run.phase_paths, (std::vector<std::string>{"eager", "flash_attention_2"}));
   EXPECT_EQ(run.shape.hkv, 2);
   ASSERT_EQ(run.steps.size(), 150U);
   EXPECT_EQ(run.steps[149].step, 149);
@@ -126,6 +132,56 @@ TEST_F(RunRecords, CanBeFollowedWhileItGrows) {
     EXPECT_EQ(seen.runs[0].steps.back().loss, step_row(step).loss);
   }
   EXPECT_FALSE(fs::exists(file_)) << "nothing partial has the final name";
+}
+
+// Another process reads as fast as it can, at whatever moment of a write that is.
+TEST_F(RunRecords, CanBeReadInTheMiddleOfAWrite) {
+  constexpr std::int64_t kSteps = 2000;
+  RunWriter(file_, info_, {run_of("a")}, false);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    for (std::int64_t step = 0; step < kSteps; ++step) writer.add(0, step_row(step));
+    ::_exit(0);
+  }
+  int status = 0;
+  for (bool is_writing = true; is_writing;) {
+    is_writing = ::waitpid(child, &status, WNOHANG) == 0;
+    const std::vector<StepRow> steps = read_run_record(partial_run_record(file_)).runs.at(0).steps;
+    for (std::size_t step = 0; step < steps.size(); ++step) {
+      ASSERT_EQ(steps[step].step, step);
+      expect_same(steps[step].norm2, step_row(steps[step].step).norm2);
+    }
+    if (!is_writing) {
+      EXPECT_EQ(steps.size(), kSteps);
+    }
+  }
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+// The rows of a chunk are written over again with each new one; a crash may cut that short.
+TEST_F(RunRecords, AWriteThatWasCutShortHarmsItsOwnRowAlone) {
+  constexpr double kLast = 0.123456789;
+  {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    for (std::int64_t step = 0; step < 5; ++step) {
+      StepRow row = step_row(step);
+      if (step == 4) row.loss = kLast;
+      writer.add(0, row);
+    }
+  }
+  const std::string partial = partial_run_record(file_);
+  std::string bytes = read_file(partial, "record");
+  std::array<char, sizeof kLast> last{};
+  std::memcpy(last.data(), &kLast, sizeof kLast);
+  const auto at = std::search(bytes.begin(), bytes.end(), last.begin(), last.end());
+  ASSERT_NE(at, bytes.end());
+  std::fill_n(at, 3, '\0');
+  write_file(partial, bytes, true);
+  const std::vector<StepRow> steps = read_run_record(partial).runs.at(0).steps;
+  ASSERT_EQ(steps.size(), 5U);
+  EXPECT_NE(steps[4].loss, kLast);
+  for (std::int64_t step = 0; step < 4; ++step) EXPECT_EQ(steps[step].loss, step_row(step).loss);
 }
 
 TEST_F(RunRecords, ACrashLeavesItsStepsAndTheRunGoesOn) {
@@ -172,9 +228,24 @@ TEST_F(RunRecords, OtherFilesAreRefused) {
   }
 }
 
+TEST_F(RunRecords, AColumnOfAnotherShapeIsRefused) {
+  {
+    RunWriter writer(file_, info_, {run_of("a")}, false);
+    writer.add(0, step_row(0));
+    writer.finish();
+  }
+  {
+    const h5::Handle file = h5::open_closed_file(file_);
+    const h5::Handle steps = h5::open_group(file, "runs/a/steps");
+    ASSERT_GE(H5Ldelete(steps, "q_norm2", H5P_DEFAULT), 0);
+    h5::write_dataset(steps, "q_norm2", {1, 3}, std::vector<double>{1, 2, 3});
+  }
+  EXPECT_THROW(read_run_record(file_), InputError);
+}
+
 TEST_F(RunRecords, ALongTextIsAnErrorAndNotCut) {
   RunWriter writer(file_, info_, {run_of("a")}, false);
-  EXPECT_THROW(writer.add(0, {{.path = std::string(200, 'x'), .norm2 = blocks(1), .error2 = blocks(0)}}),
+  EXPECT_THROW(writer.add(0, {{.path = std::string(600, 'x'), .norm2 = blocks(1), .error2 = blocks(0)}}),
                EnvironmentError);
 }
 

@@ -2,6 +2,8 @@
 // What a person reads of training runs.
 #include "src/report/runs.hpp"
 
+#include <cmath>
+
 #include "gtest/gtest.h"
 
 #include "src/study/blocks.hpp"
@@ -43,6 +45,14 @@ TrainingRun run_of(const std::string& name) {
 
 void expect_part(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << part << " is not in\n" << text;
+}
+
+TEST(Runs, AnErrorThatIsNoNumberIsTheWorst) {
+  RunRecord record;
+  record.runs = {run_of("accident")};
+  record.runs[0].replays[1].error2.v[0] = NAN;
+  expect_part(render_runs(record),
+              "off by nan times the length of exact attention's in the worst head, layer 0 v");
 }
 
 TEST(Runs, AreALineEachAndSentences) {

@@ -52,6 +52,16 @@ TEST(Scenario, IsWhatTheFileSays) {
   EXPECT_THROW(phase_at(run, 5), std::out_of_range);
 }
 
+TEST(Scenario, NothingBesideTheTrainingIsAMust) {
+  const Watching watching = parse_scenario(std::string(kSmall) +
+                                               "[record]\nobserve_every = 0\nexact_every = 0\n"
+                                               "checkpoint_every = 0\nexplained = 0\n",
+                                           "s")
+                                .watching;
+  EXPECT_EQ(watching.checkpoint_every, 0);
+  EXPECT_EQ(watching.explained, 0);
+}
+
 TEST(Scenario, ErrorsNameTheKey) {
   const auto expect = [](const std::string& toml, const std::string& part) {
     EXPECT_NE(error_of(toml).find(part), std::string::npos) << error_of(toml);

@@ -26,15 +26,13 @@ std::string error_of(const std::function<void()>& reading) {
 }
 
 TEST(Settings, AreReadByTheirKeys) {
-  Settings s = settings_of(
-      "n = 3\nx = 2\nyes = true\nname = 'a'\nlist = ['a', 'b']\nreals = [1, 0.5]\n[t]\ny = inf\n");
+  Settings s = settings_of("n = 3\nx = 2\nyes = true\nname = 'a'\nlist = ['a', 'b']\n[t]\ny = inf\n");
   EXPECT_EQ(s.integer("n", 1, 3), 3);
   EXPECT_EQ(s.number("x", 0, 2), 2);
   EXPECT_TRUE(s.boolean("yes"));
   EXPECT_EQ(s.word("name"), "a");
   EXPECT_EQ(s.choice("name", {"a", "b"}), "a");
   EXPECT_EQ(s.words("list", "names"), (std::vector<std::string>{"a", "b"}));
-  EXPECT_EQ(s.numbers("reals", 0, 1), (std::vector<double>{1, 0.5}));
   EXPECT_EQ(s.table("t").positive("y"), INFINITY);
   EXPECT_FALSE(s.has("other"));
   EXPECT_EQ(error_of([&] { s.done(); }), "no error");

@@ -23,8 +23,9 @@ struct FakeWorld {
   std::function<double(const std::string& path, std::int64_t step)> extra2 = [](const std::string&,
                                                                                 std::int64_t) { return 0.0; };
   std::int64_t dies_after = -1;  // gradients: then it throws, as a machine that goes down
+  std::function<void(const std::string& path)> refuses;  // throws where the path cannot be replayed
   std::vector<std::string> replayed;
-  int opened = 0;
+  int opened = 0, saved = 0;
 };
 
 inline constexpr std::int64_t kFakeLayers = 2, kFakeHq = 2, kFakeHkv = 1;
@@ -73,6 +74,7 @@ class FakeLab : public lab::Lab {
     std::vector<lab::ReplayedPath> replayed;
     for (const std::string& path : paths) {
       world_.replayed.push_back(path);
+      if (world_.refuses) world_.refuses(path);
       lab::ReplayedPath of = {path, 1, 1, {}};
       for (const lab::Block& block : fake_blocks()) {
         const double exact2 = world_.exact2(step_), with2 = path2(path, block);
@@ -91,7 +93,10 @@ class FakeLab : public lab::Lab {
     save_capture(path, c, false);
   }
 
-  void save(const std::string& path) const override { std::ofstream(path) << step_; }
+  void save(const std::string& path) const override {
+    ++world_.saved;
+    std::ofstream(path) << step_;
+  }
   void load(const std::string& path) override { std::ifstream(path) >> step_; }
   void export_model(const std::string&) const override {}
   void import_model(const std::string&) override {}

@@ -55,6 +55,18 @@ TEST(GradientErrors, OfAHeadThatIsNextToNothingAreBesideTheWholeGradient) {
   EXPECT_NEAR(worst_errors(run, "mine")[3].error, 1e-4 / (1e-3 * whole), 1e-9);
 }
 
+TEST(GradientErrors, OfAGradientThatIsZeroOnBothSidesIsNone) {
+  TrainingRun run = run_of(0.01);  // rollouts that are all as good: no advantage, no gradient
+  run.replays[0].norm2 = run.replays[1].norm2 = run.replays[1].error2 = all_of(0);
+  for (const GradientError& of : worst_errors(run, "mine")) {
+    EXPECT_EQ(of.error, 0);
+    EXPECT_EQ(of.gain, 1);
+  }
+  EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kPassed);
+  run.replays[1].norm2 = run.replays[1].error2 = all_of(1e-12);
+  EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kFailed);
+}
+
 TEST(RunGate, PassesAndFailsByHeadAndByGap) {
   EXPECT_EQ(judge_run(run_of(0.09), kLimits).verdict, Verdict::kPassed);
   const RunVerdict wrong_head = judge_run(run_of(0.2), kLimits);
@@ -67,10 +79,44 @@ TEST(RunGate, PassesAndFailsByHeadAndByGap) {
   EXPECT_EQ(judge_run(run_of(std::nan("")), kLimits).verdict, Verdict::kFailed);
 }
 
-TEST(RunGate, ALossThatIsNotFiniteFails) {
+TEST(RunGate, AGapAtOneStepFails) {
   TrainingRun run = run_of(0.01);
-  run.steps[0].loss = INFINITY;
-  EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kFailed);
+  run.steps.resize(50, run.steps[0]);
+  for (std::size_t step = 0; step < run.steps.size(); ++step)
+    run.steps[step].step = static_cast<std::int64_t>(step);
+  EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kPassed);
+  run.steps[47].log_prob_gap = 0.2;
+  const RunVerdict judged = judge_run(run, kLimits);
+  EXPECT_EQ(judged.verdict, Verdict::kFailed);
+  ASSERT_EQ(judged.sentences.size(), 1U);
+  EXPECT_EQ(judged.sentences[0],
+            "the mean |log-probability gap| to the rollouts is 0.2 at step 47, limit 0.05");
+}
+
+TEST(RunGate, EachPhaseIsJudgedByItsOwnPath) {
+  TrainingRun run = run_of(0.2);
+  run.steps.resize(5, run.steps[0]);
+  for (std::size_t step = 0; step < run.steps.size(); ++step) {
+    run.steps[step].step = static_cast<std::int64_t>(step);
+    run.steps[step].phase = step < 4 ? 0 : 1;
+  }
+  run.training_path = "other";
+  run.phase_paths = {"mine", "other"};
+  EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kFailed) << "step 3 was trained through mine";
+  run.phase_paths = {"other", "mine"};
+  run.steps[0].log_prob_gap = NAN;
+  EXPECT_TRUE(worst_training_errors(run).empty()) << "mine was only replayed at step 3";
+}
+
+TEST(RunGate, WhatIsNotFiniteFails) {
+  for (double StepRow::*value : {&StepRow::loss, &StepRow::gradient_norm}) {
+    TrainingRun run = run_of(0.01);
+    run.steps[0].*value = INFINITY;
+    EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kFailed);
+    run.steps[0].log_prob_gap = NAN;
+    run.replays.clear();
+    EXPECT_EQ(judge_run(run, kLimits).verdict, Verdict::kFailed) << "with nothing else to judge by";
+  }
 }
 
 TEST(RunGate, NothingMeasuredIsNotPassed) {

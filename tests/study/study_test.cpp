@@ -132,6 +132,94 @@ TEST_F(Study, AnInterruptedStudyGoesOnFromItsCheckpoint) {
   }
 }
 
+// A machine that goes down may keep a checkpoint and lose rows before it, or have one of a study that was overwritten.
+TEST_F(Study, ACheckpointThatIsAheadOfTheRowsIsNotGoneOnFrom) {
+  const RunRecord whole = run();
+  for (const std::string name : {"start.24", "right.9"}) {
+    SCOPED_TRACE(name);
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    options_.resume = false;
+    world_.dies_after = name == "start.24" ? 10 : 24 + 6;
+    EXPECT_THROW(run(), std::runtime_error);
+    std::ofstream(options_.output + ".state/" + name) << name.substr(name.find('.') + 1);
+    options_.resume = true;
+    const RunRecord resumed = run();
+    for (std::size_t i = 0; i < 3; ++i) {
+      ASSERT_EQ(resumed.runs[i].steps.size(), whole.runs[i].steps.size());
+      for (std::size_t step = 0; step < whole.runs[i].steps.size(); ++step)
+        ASSERT_EQ(resumed.runs[i].steps[step].loss, whole.runs[i].steps[step].loss) << i << " " << step;
+    }
+  }
+}
+
+TEST_F(Study, ARunThatWasCutGoesOnWithAllOfItsPhases) {
+  options_.runs = {"wrong"};
+  options_.steps = 6;
+  world_.dies_after = 24 + 5;
+  EXPECT_THROW(run(), std::runtime_error);
+  options_.resume = true;
+  options_.steps = 0;
+  const RunRecord record = run();
+  ASSERT_EQ(record.runs[1].steps.size(), 12U);
+  EXPECT_EQ(record.runs[1].training_path, "exact")
+      << "of the last phase, which the first time had been cut off";
+  EXPECT_EQ(record.runs[1].rollout_path, "exact");
+}
+
+TEST_F(Study, StepsOfARunThatIsNotAskedForAreNotDropped) {
+  world_.dies_after = 24 + 12 + 2;
+  EXPECT_THROW(run(), std::runtime_error);
+  options_.resume = true;
+  options_.runs = {"wrong"};
+  try {
+    run();
+    ADD_FAILURE() << "the steps of 'right' were dropped";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("'right'"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(read_run_record(options_.output + ".partial").runs[1].steps.size(), 12U);
+}
+
+TEST_F(Study, WhatCannotBePlantedIsSaidAndWhatBreaksIsNotHidden) {
+  world_.refuses = [](const std::string& path) {
+    if (path == "fault:sink_ignored:exact") throw InputError("not in this layer");
+  };
+  const TrainingRun wrong = run().runs[2];
+  ASSERT_EQ(wrong.causes.size(), 1U);
+  EXPECT_EQ(wrong.causes[0].cause, "rounding and rest (sink_ignored not planted)");
+  EXPECT_NEAR(wrong.causes[0].share, 1, 1e-9);
+  world_.refuses = [](const std::string& path) {
+    if (path == "fault:sink_ignored:exact") throw EnvironmentError("out of memory");
+  };
+  options_.overwrite = true;
+  EXPECT_THROW(run(), EnvironmentError);
+}
+
+TEST_F(Study, WhatNeverTookAStepIsNotInTheWay) {
+  const auto open = [](const lab::LabConfig&) -> std::unique_ptr<lab::Lab> {
+    throw InputError("model: no such shape");
+  };
+  EXPECT_THROW(run_study(scenario_, options_, {}, open), InputError);
+  EXPECT_TRUE(fs::exists(options_.output + ".partial"));
+  EXPECT_TRUE(run().complete);
+}
+
+TEST_F(Study, ALongNameOfTheRecordIsNoError) {
+  options_.output = path(std::string(200, 'n') + ".h5");
+  EXPECT_TRUE(fs::exists(folder_ / run().runs[2].spikes.at(0).capture));
+}
+
+TEST_F(Study, CheckpointsComeEverySoManyStepsAndAtTheEndOfARun) {
+  run();
+  EXPECT_EQ(world_.saved, 24 / 4 + 12 / 4 + 12 / 4);
+  world_.saved = 0;
+  scenario_.watching.checkpoint_every = 0;
+  options_.overwrite = true;
+  run();
+  EXPECT_EQ(world_.saved, 3) << "at the end of the start and of both runs";
+}
+
 TEST_F(Study, AnotherScenarioIsNotGoneOnWith) {
   world_.dies_after = 3;
   EXPECT_THROW(run(), std::runtime_error);

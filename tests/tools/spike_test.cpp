@@ -69,7 +69,8 @@ TEST_F(Training, AnInterruptedTrainingGoesOnAndEndsTheSame) {
 TEST_F(Training, WhatCannotBeTrainedIsAnErrorOfTheInput) {
   EXPECT_EQ(sinkscope("spike small_grpo --runs other -o " + path("a.h5")).code, 2);
   EXPECT_EQ(sinkscope("spike small_grpo --resume -o " + path("a.h5")).code, 2) << "nothing to go on with";
-  EXPECT_EQ(files(), 0);
+  EXPECT_EQ(sinkscope("spike small_grpo --gate no_such_gate -o " + path("a.h5")).code, 2);
+  EXPECT_EQ(files(), 0) << "nothing was trained";
 }
 
 TEST_F(SpikeCommand, WrongArgumentsAreRefused) {

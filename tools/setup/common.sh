@@ -63,19 +63,30 @@ prepare_torch() {
   tools/python_env
 }
 
-# build PRESET [TARGET ...]: configures and builds, with ninja's own progress.
-build() {
+# configure PRESET [SETTING ...]: makes the build's folder ready, with these -D settings.
+configure() {
   say "build: configuring preset $1"
-  local log
+  local log preset=$1
   log=$(mktemp)
-  cmake --preset "$1" >"$log" 2>&1 || {
+  shift
+  cmake --preset "$preset" "$@" >"$log" 2>&1 || {
     cat "$log" >&2
     fail 3 "cmake could not configure the build"
   }
   grep -h -E -- '-- (libtorch|CUDA backend)' "$log" || true
   rm -f "$log"
+}
+
+# compile PRESET [TARGET ...]: with ninja's own progress.
+compile() {
   say "build: compiling (one to three minutes on 2 cores the first time)"
   local preset=$1
   shift
   NINJA_STATUS='[%f/%t, %es] ' cmake --build --preset "$preset" ${1:+--target "$@"}
+}
+
+# build PRESET [TARGET ...]: both.
+build() {
+  configure "$1"
+  compile "$@"
 }

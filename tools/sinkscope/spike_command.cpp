@@ -36,8 +36,7 @@ void list_scenarios() {
   }
 }
 
-ExitCode judge(const RunRecord& record, const std::string& gate) {
-  const RunLimits limits = read_run_limits(find_spike_gate(gate.empty() ? "default" : gate));
+ExitCode judge(const RunRecord& record, const RunLimits& limits) {
   std::vector<RunVerdict> verdicts;
   for (const TrainingRun& run : record.runs) {
     if (run.name != kStartName) verdicts.push_back(judge_run(run, limits));
@@ -97,6 +96,10 @@ void run_spike(SpikeArguments& arguments, Context& context) {
     list_scenarios();
     return;
   }
+  // Before the training, which may take hours.
+  RunLimits limits;
+  if (arguments.judge)
+    limits = read_run_limits(find_spike_gate(arguments.gate.empty() ? "default" : arguments.gate));
   RunRecord record;
   if (arguments.show.empty()) {
     record = train(arguments, context);
@@ -104,7 +107,7 @@ void run_spike(SpikeArguments& arguments, Context& context) {
     record = read_run_record(arguments.show);
     fmt::print("{}", render_runs(record));
   }
-  if (arguments.judge) context.exit_code = judge(record, arguments.gate);
+  if (arguments.judge) context.exit_code = judge(record, limits);
 }
 
 }  // namespace
