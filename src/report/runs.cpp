@@ -156,9 +156,12 @@ std::string spike_lines(const TrainingRun& run) {
 }  // namespace
 
 std::string render_runs(const RunRecord& record) {
-  const auto name = record.attributes.find("scenario_name");
-  std::string text = fmt::format("{}{}\n", name == record.attributes.end() ? "runs" : name->second,
-                                 record.complete ? "" : "  (unfinished)");
+  const auto attribute = [&](const char* name, const char* before, const char* otherwise) {
+    const auto found = record.attributes.find(name);
+    return found == record.attributes.end() ? otherwise : before + found->second;
+  };
+  std::string text = fmt::format("{}{}{}\n", attribute("scenario_name", "", "runs"),
+                                 attribute("seed", ", seed ", ""), record.complete ? "" : "  (unfinished)");
   text += fmt::format("  {:<26} {:>5}  {:<16} {:<16} {:>8} {:>8} {:>7}\n", "run", "steps", "loss", "reward",
                       "|g| med", "max", "spikes");
   for (const TrainingRun& run : record.runs) text += run_line(run);

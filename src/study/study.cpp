@@ -74,6 +74,11 @@ void take_rows(TrainingRun& run, TrainingRun&& old, const Checkpoints& checkpoin
   run.causes = std::move(old.causes);
 }
 
+// A scenario's own, or another that was asked for.
+std::string seed_text(const Scenario& scenario) {
+  return std::to_string(scenario.lab.model.seed);
+}
+
 // The rows of an unfinished record.
 void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const StudyOptions& options,
                const Checkpoints& checkpoints) {
@@ -83,6 +88,10 @@ void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const S
         fmt::format("{} is of another scenario than {}, or that has changed since; --overwrite starts again",
                     partial_run_record(options.output), scenario.name));
   }
+  const std::string seed = seed_text(scenario);
+  if (const auto found = old.attributes.find("seed"); found != old.attributes.end() && found->second != seed)
+    throw InputError(fmt::format("{} is of seed {}, wanted {}; --overwrite starts again",
+                                 partial_run_record(options.output), found->second, seed));
   for (TrainingRun& before : old.runs) {
     const auto same = [&](const TrainingRun& of) { return of.name == before.name; };
     const auto run = std::find_if(runs.begin(), runs.end(), same);
@@ -125,6 +134,7 @@ RunRecord run_study(const Scenario& scenario, const StudyOptions& options, const
   RunInfo attributes = info;
   attributes.emplace_back("scenario_name", scenario.name);
   attributes.emplace_back("scenario", scenario.toml);
+  attributes.emplace_back("seed", seed_text(scenario));
   RunWriter writer(options.output, attributes, runs, options.overwrite);
 
   const bool has_start = plans.front().name == kStartName;

@@ -58,10 +58,10 @@ TEST(Runs, AnErrorThatIsNoNumberIsTheWorst) {
 TEST(Runs, AreALineEachAndSentences) {
   RunRecord record;
   record.complete = true;
-  record.attributes["scenario_name"] = "s";
+  record.attributes = {{"scenario_name", "s"}, {"seed", "3"}};
   record.runs = {run_of("accident")};
   const std::string text = render_runs(record);
-  EXPECT_TRUE(text.starts_with("s\n")) << text;
+  EXPECT_TRUE(text.starts_with("s, seed 3\n")) << text;
   expect_part(text, "1.5 -> 0.25");
   expect_part(text, "2.5 x3 L0 h1");
   expect_part(text, "no gradient");

@@ -67,6 +67,20 @@ TEST_F(Study, RunsGoOnFromTheStartAndAreRecorded) {
   EXPECT_EQ(files(), 2) << "the record and the captures of its spike; no checkpoints are left";
 }
 
+TEST_F(Study, AnotherSeedIsSaidAndNotGoneOnWith) {
+  EXPECT_EQ(run().attributes.at("seed"), "0");
+  options_.output = path("other.h5");
+  scenario_.lab.model.seed = 7;
+  world_.dies_after = 30;
+  EXPECT_THROW(run(), std::runtime_error);
+  options_.resume = true;
+  scenario_.lab.model.seed = 8;
+  EXPECT_THROW(run(), InputError);
+  scenario_.lab.model.seed = 7;
+  world_.dies_after = -1;
+  EXPECT_EQ(run().attributes.at("seed"), "7");
+}
+
 TEST_F(Study, SampledStepsHaveCounterfactuals) {
   const TrainingRun right = run().runs[1];
   std::vector<std::int64_t> steps;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // `spike`: training runs of a scenario, watched, recorded, explained and judged.
 #include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "fmt/format.h"
 
@@ -24,6 +26,7 @@ struct SpikeArguments {
   std::string scenario, show, gate, device = "cpu";
   bool list = false, judge = false, quiet = false;
   int threads = 0;
+  std::optional<std::uint64_t> seed;
   StudyOptions options;
 };
 
@@ -67,6 +70,7 @@ RunRecord train(SpikeArguments& arguments, const Context& context) {
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
   Scenario scenario = read_scenario(find_scenario(arguments.scenario));
   scenario.lab.threads = arguments.threads;
+  scenario.lab.model.seed = arguments.seed.value_or(scenario.lab.model.seed);
   scenario.lab.cuda = arguments.device == "cuda";
   if (!scenario.lab.sorting) scenario.lab.text.path = find_data_path(scenario.lab.text.path);
   StudyOptions options = arguments.options;
@@ -128,6 +132,8 @@ void add_spike_command(CLI::App& app, Context& context) {
   command->add_option("--steps", arguments->options.steps, "Steps of each run at most (0: the scenario's)")
       ->capture_default_str()
       ->check(CLI::Range(0, 1'000'000'000));
+  command->add_option("--seed", arguments->seed,
+                      "Of the weights, the data and the sampling (default: the scenario's)");
   command->add_flag("--resume", arguments->options.resume, "Go on with a training that was interrupted");
   CLI::Option* gate = command->add_option("--gate", arguments->gate,
                                           "Judge the runs: a file of limits or the name of a shipped one");
