@@ -184,6 +184,18 @@ TEST_F(RunRecords, AWriteThatWasCutShortHarmsItsOwnRowAlone) {
   for (std::int64_t step = 0; step < 4; ++step) EXPECT_EQ(steps[step].loss, step_row(step).loss);
 }
 
+// HDF5 waits for a writer to put such a thing right, twice as long each time.
+TEST_F(RunRecords, AStructureThatStaysDamagedIsAnErrorAndNotWaitedForEver) {
+  RunWriter(file_, info_, {run_of("a")}, false);
+  const std::string partial = partial_run_record(file_);
+  std::string bytes = read_file(partial, "record");
+  const std::string header = "OHDR";
+  const std::size_t root = bytes.find(header);
+  for (std::size_t at = root; (at = bytes.find(header, at + 1)) != std::string::npos;) bytes[at + 8] ^= 1;
+  write_file(partial, bytes, true);
+  EXPECT_THROW(read_run_record(partial), InputError);
+}
+
 TEST_F(RunRecords, ACrashLeavesItsStepsAndTheRunGoesOn) {
   const pid_t child = ::fork();
   if (child == 0) {
