@@ -175,6 +175,9 @@ class Lab {
 // Why there is no lab here, or empty.
 std::string why_no_lab();
 
+// Throws InputError for what is no path of a step, a fault and what it is around included.
+void check_path(const std::string& name);
+
 // Throws EnvironmentError where there is none, InputError for a configuration that cannot be.
 std::unique_ptr<Lab> open_lab(const LabConfig& config);
 

@@ -72,6 +72,13 @@ std::string why_no_lab() {
   return module().unavailable;
 }
 
+void check_path(const std::string& name) {
+  Path exact;
+  exact.name = "exact";
+  exact.unsupported = [](const Case&) { return std::nullopt; };
+  find(name, exact);
+}
+
 std::unique_ptr<Lab> open_lab(const LabConfig& config) {
   if (module().open == nullptr) throw EnvironmentError(module().unavailable);
   const FindPath finder = find;

@@ -175,6 +175,21 @@ Scenario read_scenario(const std::string& path) {
   return parse_scenario(read_file(path, "scenario"), std::filesystem::path(path).stem().string());
 }
 
+std::vector<std::string> paths_of(const Scenario& scenario) {
+  std::vector<std::string> paths = scenario.watching.paths;
+  std::vector<RunPlan> plans = scenario.runs;
+  plans.push_back(scenario.start);
+  for (const RunPlan& plan : plans) {
+    for (const Phase& phase : plan.phases) {
+      paths.push_back(phase.settings.training_path);
+      if (phase.settings.kind == lab::StepKind::kReinforce) paths.push_back(phase.settings.rollout_path);
+    }
+  }
+  std::sort(paths.begin(), paths.end());
+  paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
+  return paths;
+}
+
 std::int64_t steps_of(const RunPlan& plan) {
   std::int64_t steps = 0;
   for (const Phase& phase : plan.phases) steps += phase.steps;

@@ -22,7 +22,7 @@ struct Watching {
   std::int64_t observe_every = 5;  // sink mass, gain, entropy, logits
   std::int64_t exact_every = 10;   // counterfactual gradients
   std::vector<std::string> paths;  // of those, beside the training path and exact attention
-  // A run that is interrupted goes on from its newest checkpoint; there is always one at its end. 0: no other.
+  // A run that is interrupted goes on from its newest checkpoint; there is one at its end where another run follows. 0: no other.
   std::int64_t checkpoint_every = 25;
   std::int64_t explained = 3;  // spikes of a run that are captured and whose causes are looked for
 };
@@ -48,6 +48,9 @@ inline constexpr const char* kStartName = "start";
 // a file: datasets/scenarios/README.md.
 Scenario read_scenario(const std::string& path);
 Scenario parse_scenario(std::string_view toml, const std::string& name);
+
+// All that its steps and counterfactuals go through, each once.
+std::vector<std::string> paths_of(const Scenario& scenario);
 
 std::int64_t steps_of(const RunPlan& plan);
 

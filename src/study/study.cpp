@@ -147,7 +147,8 @@ RunRecord run_study(const Scenario& scenario, const StudyOptions& options, const
     Watch watch;
     if (goes_on) watch.recall(runs[0], plans[0], -steps_of(plans[0]));
     watch.recall(runs[i], plans[i]);
-    train({scenario, plans[i], options, checkpoints, progress, writer, i}, *lab, watch, runs[i]);
+    train({scenario, plans[i], options, checkpoints, progress, writer, i, i + 1 == plans.size()}, *lab, watch,
+          runs[i]);
   }
   writer.finish();
   checkpoints.remove_all();

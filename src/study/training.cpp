@@ -167,7 +167,8 @@ void train(const RunContext& context, lab::Lab& lab, Watch& watch, TrainingRun& 
   Run steps(context, lab, watch, run);
   for (auto step = static_cast<std::int64_t>(run.steps.size()); step < end; ++step) {
     steps.take_step(step, step + 1 == end);
-    if (is_every(context.scenario.watching.checkpoint_every, step + 1) || step + 1 == end)
+    const bool is_end = step + 1 == end;
+    if (is_end ? !context.is_last : is_every(context.scenario.watching.checkpoint_every, step + 1))
       context.checkpoints.save(run.name, step + 1, lab);
     if (context.progress) context.progress(run.name, step + 1, end, run.steps.back());
   }

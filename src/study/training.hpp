@@ -17,6 +17,7 @@ struct RunContext {
   const StudyProgress& progress;
   RunWriter& writer;
   std::size_t index;  // of the run in the writer
+  bool is_last;       // nothing goes on from its end
 };
 
 // Takes the run from where `run` ends to its last step; new rows go to `run` and to the writer. `watch` knows the rows

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // sinkscope spike, from a scenario to a verdict. What trains is skipped where the lab is not built.
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 #include "tests/tools/command.hpp"
 
@@ -46,6 +48,19 @@ TEST_F(Training, TheAccidentFailsTheGateAndTheControlPassesIt) {
       << "a record says all that the training did";
 
   EXPECT_EQ(sinkscope("spike small_grpo --quiet -o " + record).code, 2) << "a record is not replaced";
+}
+
+TEST_F(Training, APathOfALaterPhaseIsRefusedBeforeTheFirst) {
+  std::ifstream shipped("datasets/scenarios/small_text.toml");
+  std::string toml((std::istreambuf_iterator<char>(shipped)), {});
+  const std::string named = "steps = 6, training_path = \"flash_attention_2\"";
+  ASSERT_NE(toml.find(named), std::string::npos);
+  toml.replace(toml.find(named), named.size(), "steps = 6, training_path = \"flash_attention_3\"");
+  std::ofstream(path("typo.toml")) << toml;
+  const Ran ran = sinkscope("spike " + path("typo.toml") + " --quiet -o " + path("typo.h5"));
+  EXPECT_EQ(ran.code, 2);
+  expect_part(ran.err, "flash_attention_3");
+  EXPECT_EQ(files(), 1) << "no record of a start was begun";
 }
 
 TEST_F(Training, AChosenRunPasses) {

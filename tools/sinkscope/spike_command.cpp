@@ -69,6 +69,7 @@ std::vector<std::string> run_names(const Scenario& scenario, const StudyOptions&
 RunRecord train(SpikeArguments& arguments, const Context& context) {
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
   Scenario scenario = read_scenario(find_scenario(arguments.scenario));
+  for (const std::string& path : paths_of(scenario)) lab::check_path(path);  // not after hours
   scenario.lab.threads = arguments.threads;
   scenario.lab.model.seed = arguments.seed.value_or(scenario.lab.model.seed);
   scenario.lab.cuda = arguments.device == "cuda";
