@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "fmt/format.h"
 #include "fmt/ranges.h"
@@ -81,9 +82,11 @@ std::string error_text(const GradientError& of) {
                      of.block.tensor == "k" || of.block.tensor == "v" ? "kv" : "h", of.block.head);
 }
 
-std::string error_line(const std::string& run, const std::string& path,
-                       const std::vector<GradientError>& errors) {
-  std::string line = fmt::format("  {:<26} {:<26}", run, path);
+std::string error_line(const TrainingRun& run, const std::string& path) {
+  const std::vector<GradientError> errors = worst_errors(run, path);
+  const std::optional<Direction> direction = worst_direction(run, path);
+  std::string line = fmt::format("  {:<26} {:<26} {:>6}", run.name, path,
+                                 direction ? fmt::format("{:.3f}", direction->cosine) : "-");
   for (const char* tensor : {"q", "k", "v", "sink"}) {
     const auto same = [&](const GradientError& of) { return of.block.tensor == tensor; };
     const auto found = std::find_if(errors.begin(), errors.end(), same);
@@ -95,15 +98,14 @@ std::string error_line(const std::string& run, const std::string& path,
 std::string error_table(const RunRecord& record) {
   std::string lines;
   for (const TrainingRun& run : record.runs) {
-    for (const std::string& path : compared_paths(run))
-      lines += error_line(run.name, path, worst_errors(run, path));
+    for (const std::string& path : compared_paths(run)) lines += error_line(run, path);
   }
   if (lines.empty()) return "";
   return fmt::format(
-      "  gradients beside exact attention's at the sampled steps: |g - g_e| / |g_e| and length x|g| / |g_e| "
-      "of the worst head (L: layer)\n"
-      "  {:<26} {:<26} {:<19} {:<19} {:<19} {}\n{}",
-      "run", "path", "q", "k", "v", "sink", lines);
+      "  gradients beside exact attention's at the sampled steps: the least cosine of the whole; |g - g_e| / "
+      "|g_e| and length x|g| / |g_e| of the worst head (L: layer)\n"
+      "  {:<26} {:<26} {:>6} {:<19} {:<19} {:<19} {}\n{}",
+      "run", "path", "cosine", "q", "k", "v", "sink", lines);
 }
 
 // What the worst head of its training path means for a run.
@@ -113,11 +115,17 @@ std::string error_sentence(const TrainingRun& run) {
   const GradientError& worst = largest(errors);
   const std::string size = worst.error < 1 ? fmt::format("{:.3g} %", 100 * worst.error)
                                            : fmt::format("{:.3g} times the length", worst.error);
+  const std::optional<Direction> direction = worst_direction(run, worst.path);
+  const std::string away = direction && direction->cosine < 0
+                               ? fmt::format("; at step {} the whole points away from it, cosine {:.2f}",
+                                             direction->step, direction->cosine)
+                               : "";
   const bool sinks_train = errors.back().block.tensor != "sink" || errors.back().gain > 0;
   return fmt::format(
-      "  - {}: under {} the gradient is off by {} of exact attention's in the worst head, {} at step {}{}\n",
+      "  - {}: under {} the gradient is off by {} of exact attention's in the worst head, {} at step "
+      "{}{}{}\n",
       run.name, worst.path, size, text(worst.block), worst.step,
-      sinks_train ? "" : ", and the sinks get none");
+      sinks_train ? "" : ", and the sinks get none", away);
 }
 
 // The largest shares in size.

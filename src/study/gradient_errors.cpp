@@ -37,7 +37,9 @@ const std::string& training_path_at(const TrainingRun& run, std::int64_t step) {
 
 GradientError error_of(const ReplayRow& row, const BlockName& block, double path2, double error2,
                        double exact2, double least) {
-  const double error = error2 == 0 ? 0 : std::sqrt(error2) / std::max(std::sqrt(exact2), least);
+  const bool is_missing = path2 == 0 && exact2 > 0;
+  const double beside = is_missing ? std::sqrt(exact2) : std::max(std::sqrt(exact2), least);
+  const double error = error2 == 0 ? 0 : std::sqrt(error2) / beside;
   return {row.path, block, row.step, error, path2 == exact2 ? 1 : std::sqrt(path2 / exact2)};
 }
 
@@ -82,6 +84,18 @@ std::vector<GradientError> worst_errors(const TrainingRun& run, const std::strin
 
 std::vector<GradientError> worst_training_errors(const TrainingRun& run) {
   return worst_of(run, [&](const ReplayRow& row) { return row.path == training_path_at(run, row.step); });
+}
+
+std::optional<Direction> worst_direction(const TrainingRun& run, const std::string& path) {
+  const std::map<std::int64_t, const ReplayRow*> exact = exact_rows(run);
+  std::optional<Direction> worst;
+  for (const ReplayRow& row : run.replays) {
+    if (row.path != path || !exact.contains(row.step)) continue;
+    const double path2 = sum(row.norm2), exact2 = sum(exact.at(row.step)->norm2), error2 = sum(row.error2);
+    const double cosine = error2 == 0 ? 1 : (path2 + exact2 - error2) / (2 * std::sqrt(path2 * exact2));
+    if (!worst || is_larger(-cosine, -worst->cosine)) worst = Direction{row.step, cosine};
+  }
+  return worst;
 }
 
 const GradientError& largest(const std::vector<GradientError>& errors) {

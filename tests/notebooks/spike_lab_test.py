@@ -33,17 +33,19 @@ def main() -> None:
     ran = run(sys.argv[1], exact_every=3)
     text, pictures = ran.text, len(ran.shown["image/png"])
 
-    assert pictures == 4, f"{pictures} pictures, wanted 4"
+    assert pictures == 5, f"{pictures} pictures, wanted 5"
     assert "without_sinks                   4 steps through flash_attention_2" in text, text
     healthy = next(line for line in text.splitlines() if line.startswith("eager_fp32"))
     assert all(float(part.split()[-1]) < 0.1 for part in healthy.split("worst head: ")[1].split(", ")), healthy
+    directions = [line for line in text.splitlines() if "least cosine" in line]
+    assert len(directions) == 2 and float(directions[0].split()[-1]) > 0.999 > float(directions[1].split()[-1]), text
     assert "no spikes in this record" in text, text
     assert not ran.errors, ran.errors
     assert ran.stored_outputs == 0, "the notebook is stored without outputs"
 
     ran = run(sys.argv[1], exact_every=0)
     assert "no counterfactuals in this record" in ran.text, ran.text
-    assert len(ran.shown["image/png"]) == 3, "all pictures but that of the heads"
+    assert len(ran.shown["image/png"]) == 3, "all pictures but those of counterfactuals"
     print("notebook: every cell ran")
 
 

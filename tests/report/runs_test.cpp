@@ -55,6 +55,14 @@ TEST(Runs, AnErrorThatIsNoNumberIsTheWorst) {
               "off by nan times the length of exact attention's in the worst head, layer 0 v");
 }
 
+TEST(Runs, AGradientThatPointsAwayIsSaid) {
+  RunRecord record;
+  record.runs = {run_of("accident")};
+  EXPECT_EQ(render_runs(record).find("points away"), std::string::npos);
+  record.runs[0].replays[1].error2 = all_of(6);
+  expect_part(render_runs(record), "; at step 4 the whole points away from it, cosine -");
+}
+
 TEST(Runs, AreALineEachAndSentences) {
   RunRecord record;
   record.complete = true;
