@@ -18,7 +18,9 @@ namespace {
 constexpr int kCpuRounds = 7;
 constexpr int kGpuRounds = 20;
 constexpr int kTrainingRounds = 20;
-constexpr const char* kTrainingScenario = "step_speed";
+// Whose steps take tens of milliseconds there.
+constexpr const char* kScenarioOnGpu = "step_speed";
+constexpr const char* kScenarioOnCpu = "continue_without_sinks";
 
 struct Arguments {
   std::string what, json, device = "auto";
@@ -68,12 +70,14 @@ Scenario scenario_of(const Arguments& arguments) {
     throw InputError(
         "`bench training` wants one scenario at most, and no --paths: its runs are the contestants");
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
-  Scenario scenario = read_scenario(
-      find_scenario(arguments.subjects.empty() ? kTrainingScenario : arguments.subjects.front()));
   const TorchModule& torch = torch_module();
   const std::string& no_gpu = torch.unavailable.empty() ? torch.cuda_unavailable : torch.unavailable;
   if (arguments.device == "cuda" && !no_gpu.empty()) throw EnvironmentError(no_gpu);
-  scenario.lab.cuda = arguments.device != "cpu" && no_gpu.empty();
+  const bool cuda = arguments.device != "cpu" && no_gpu.empty();
+  const std::string usual = cuda ? kScenarioOnGpu : kScenarioOnCpu;
+  Scenario scenario =
+      read_scenario(find_scenario(arguments.subjects.empty() ? usual : arguments.subjects.front()));
+  scenario.lab.cuda = cuda;
   scenario.lab.threads = arguments.threads;
   if (!scenario.lab.sorting) scenario.lab.text.path = find_data_path(scenario.lab.text.path);
   return scenario;
@@ -124,8 +128,10 @@ void add_bench_command(CLI::App& app, Context& context) {
   command->add_option("WHAT", arguments->what, "reference, memory, truth, kernel or training")
       ->required()
       ->check(CLI::IsMember({"reference", "memory", "truth", "kernel", "training"}));
-  command->add_option("SUBJECT", arguments->subjects,
-                      "kernel, on the GPU: problem lines to time; training: a scenario (step_speed)");
+  command->add_option(
+      "SUBJECT", arguments->subjects,
+      "kernel, on the GPU: problem lines to time; training: a scenario (step_speed on a GPU, else "
+      "continue_without_sinks)");
   command
       ->add_option("--paths", arguments->contestants,
                    "kernel, on the GPU: PATH, PATH/no_sink or PATH/residual, with commas between them")
