@@ -185,6 +185,7 @@ nlohmann::json price_of_recording(const Contestant& recorded, const Contestant& 
 // What is done now and then beside the steps, in units of one.
 nlohmann::json cost_of(const std::function<void()>& body, double ms_of_step) {
   std::vector<double> ms;
+  ms.reserve(kRepeats);
   for (int repeat = 0; repeat < kRepeats; ++repeat) ms.push_back(milliseconds_of(body));
   const nlohmann::json spread = spread_of(ms);
   return {{"ms", spread}, {"steps", spread["median"].get<double>() / ms_of_step}, {"unavailable", ""}};

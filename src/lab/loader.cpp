@@ -55,6 +55,9 @@ Path where_visible(const Path& fault, const Path& healthy) {
 FoundPath find(const std::string& name, const Path& exact) {
   if (name == "exact") return {exact, {}};
   constexpr std::string_view kFault = "fault:";
+  if (name.starts_with("recorded."))
+    throw InputError(
+        fmt::format("path is '{}', wanted one that computes: a capture's recorded outputs do not", name));
   if (!name.starts_with(kFault)) return {find_path(name, Case{}), {}};
   const std::size_t colon = name.find(':', kFault.size());
   if (colon == std::string::npos) throw InputError(fmt::format("path is '{}', wanted fault:NAME:PATH", name));

@@ -83,12 +83,13 @@ void read_table(hid_t run, const Columns<Row>& columns, TrainingRun& into) {
   }
   for (const auto& column : columns.heads) {
     read_array(group, column.name, rows.size(), into.shape.layers * into.shape.hq,
-               [&](std::size_t i, std::vector<double> row) { rows[i].*column.value = std::move(row); });
+               [&](std::size_t i, std::vector<double>&& row) { rows[i].*column.value = std::move(row); });
   }
   for (const auto& column : columns.blocks) {
     for (const BlockPart& part : kBlockParts) {
       read_array(group, fmt::format("{}_{}", part.name, column.name), rows.size(),
-                 into.shape.layers * heads_of(part, into.shape), [&](std::size_t i, std::vector<double> row) {
+                 into.shape.layers * heads_of(part, into.shape),
+                 [&](std::size_t i, std::vector<double>&& row) {
                    (rows[i].*column.value).*part.values = std::move(row);
                  });
     }

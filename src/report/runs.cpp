@@ -103,9 +103,9 @@ std::string error_table(const RunRecord& record) {
   if (lines.empty()) return "";
   return fmt::format(
       "  gradients beside exact attention's at the sampled steps: the least cosine of the whole; |g - g_e| / "
-      "|g_e| and length x|g| / |g_e| of the worst head (L: layer)\n"
+      "|g_e| (of {:g} of the whole at least) and length x|g| / |g_e| of the worst head (L: layer)\n"
       "  {:<26} {:<26} {:>6} {:<19} {:<19} {:<19} {}\n{}",
-      "run", "path", "cosine", "q", "k", "v", "sink", lines);
+      kLeastShare, "run", "path", "cosine", "q", "k", "v", "sink", lines);
 }
 
 // What the worst head of its training path means for a run.
@@ -138,6 +138,7 @@ std::string block_text(const SpikeRow& spike, const RunShape& shape) {
                    [&](std::size_t a, std::size_t b) { return std::abs(shares[a]) > std::abs(shares[b]); });
   order.resize(std::min(order.size(), kMostBlocks));
   std::vector<std::string> parts;
+  parts.reserve(order.size());
   for (const std::size_t i : order)
     parts.push_back(fmt::format("{} {}", text(names[i]), share_text(shares[i])));
   return fmt::format("{}", fmt::join(parts, ", "));

@@ -18,8 +18,12 @@ struct Settings::Table {
   std::string where;
   std::vector<std::string> known;
 
+  void know(std::string_view key) {
+    if (std::find(known.begin(), known.end(), key) == known.end()) known.emplace_back(key);
+  }
+
   const toml::node& node(std::string_view key) {
-    known.emplace_back(key);
+    know(key);
     const toml::node* found = keys->get(key);
     if (found == nullptr) throw InputError(fmt::format("{}{} is missing", where, key));
     return *found;
@@ -42,7 +46,7 @@ void Settings::refuse(std::string_view key, std::string_view wanted) const {
 }
 
 bool Settings::has(std::string_view key) {
-  table_->known.emplace_back(key);
+  table_->know(key);
   return table_->keys->contains(key);
 }
 

@@ -82,6 +82,9 @@ std::string seed_text(const Scenario& scenario) {
 // The rows of an unfinished record.
 void take_over(std::vector<TrainingRun>& runs, const Scenario& scenario, const StudyOptions& options,
                const Checkpoints& checkpoints) {
+  std::error_code error;
+  if (!fs::exists(partial_run_record(options.output), error) && fs::exists(options.output, error))
+    throw InputError(fmt::format("{} is finished, --resume wants one that was interrupted", options.output));
   RunRecord old = read_run_record(partial_run_record(options.output));
   if (old.attributes["scenario"] != scenario.toml) {
     throw InputError(

@@ -346,6 +346,9 @@ TEST_F(Lab, WhatCannotBeIsRefused) {
   const auto text = open_lab(small_text(false)), sorting = open_lab(small_sorting());
   EXPECT_THROW(text->gradient(reinforced("exact")), InputError);
   EXPECT_THROW(text->gradient(through("no_such_path")), InputError);
+  EXPECT_THROW(check_path("recorded.eager"), InputError);
+  EXPECT_THROW(check_path("fault:dsink_missing:no_such_path"), InputError);
+  EXPECT_NO_THROW(check_path("fault:dsink_missing:exact"));
   EXPECT_THROW(text->gradient(through("fault:no_such_fault:exact")), InputError);
   sorting->save(path("sorting.safetensors"));
   EXPECT_THROW(text->load(path("sorting.safetensors")), InputError);

@@ -44,6 +44,9 @@ TEST(Settings, TablesAreReadInOrder) {
   EXPECT_EQ(runs[0].integer("n", 0, 9), 1);
   EXPECT_EQ(runs[1].integer("n", 0, 9), 2);
   EXPECT_EQ(error_of([&] { runs[1].done(); }), "file x: run[1].m is not known, wanted one of n");
+  EXPECT_TRUE(runs[1].has("n"));
+  EXPECT_EQ(error_of([&] { runs[1].done(); }), "file x: run[1].m is not known, wanted one of n")
+      << "once each";
 }
 
 TEST(Settings, ErrorsSayWhatWasSeenAndWanted) {

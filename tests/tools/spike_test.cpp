@@ -59,7 +59,7 @@ TEST_F(Training, APathOfALaterPhaseIsRefusedBeforeTheFirst) {
   std::ofstream(path("typo.toml")) << toml;
   const Ran ran = sinkscope("spike " + path("typo.toml") + " --quiet -o " + path("typo.h5"));
   EXPECT_EQ(ran.code, 2);
-  expect_part(ran.err, "flash_attention_3");
+  expect_part(ran.err, "scenario typo: path 'flash_attention_3' is not known, wanted sink_kernel,");
   EXPECT_EQ(files(), 1) << "no record of a start was begun";
 }
 
@@ -77,8 +77,10 @@ TEST_F(Training, AnInterruptedTrainingGoesOnAndEndsTheSame) {
   shell(std::string(SINKSCOPE_EXECUTABLE) + " spike small_text --quiet -o " + cut + " & while [ ! -e " + cut +
         ".state/healthy.4 ] && kill -0 $!; do sleep 0.01; done; kill -KILL $!");
   EXPECT_FALSE(fs::exists(cut));
+  expect_part(sinkscope("spike --show " + cut).out, "small_text, seed 1  (unfinished)");
   ASSERT_EQ(sinkscope("spike small_text --quiet --resume -o " + cut).code, 0);
   EXPECT_EQ(sinkscope("spike --show " + cut).out, sinkscope("spike --show " + whole).out);
+  expect_part(sinkscope("spike small_text --quiet --resume -o " + cut).err, cut + " is finished");
 }
 
 TEST_F(Training, WhatCannotBeTrainedIsAnErrorOfTheInput) {
@@ -93,6 +95,8 @@ TEST_F(SpikeCommand, WrongArgumentsAreRefused) {
   EXPECT_EQ(sinkscope("spike --list small_grpo").code, 2);
   EXPECT_EQ(sinkscope("spike --show " + path("none.h5")).code, 2);
   EXPECT_EQ(sinkscope("spike --show datasets/README.md").code, 2);
+  EXPECT_EQ(sinkscope("spike --show " + path("none.h5") + " --runs healthy").code, 2);
+  EXPECT_EQ(sinkscope("spike small_grpo --seed -1").code, 2);
 }
 
 TEST_F(SpikeCommand, WithoutTheLabTheReasonIsSaid) {

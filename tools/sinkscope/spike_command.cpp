@@ -2,6 +2,7 @@
 // `spike`: training runs of a scenario, watched, recorded, explained and judged.
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -26,7 +27,7 @@ struct SpikeArguments {
   std::string scenario, show, gate, device = "cpu";
   bool list = false, judge = false, quiet = false;
   int threads = 0;
-  std::optional<std::uint64_t> seed;
+  std::optional<std::int64_t> seed;
   StudyOptions options;
 };
 
@@ -66,12 +67,22 @@ std::vector<std::string> run_names(const Scenario& scenario, const StudyOptions&
   return names;
 }
 
+void check_paths(const Scenario& scenario) {
+  for (const std::string& path : paths_of(scenario)) {
+    try {
+      lab::check_path(path);
+    } catch (const InputError& error) {
+      throw InputError(fmt::format("scenario {}: {}, or exact", scenario.name, error.what()));
+    }
+  }
+}
+
 RunRecord train(SpikeArguments& arguments, const Context& context) {
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
   Scenario scenario = read_scenario(find_scenario(arguments.scenario));
-  for (const std::string& path : paths_of(scenario)) lab::check_path(path);  // not after hours
+  check_paths(scenario);  // not after hours
   scenario.lab.threads = arguments.threads;
-  scenario.lab.model.seed = arguments.seed.value_or(scenario.lab.model.seed);
+  if (arguments.seed) scenario.lab.model.seed = static_cast<std::uint64_t>(*arguments.seed);
   scenario.lab.cuda = arguments.device == "cuda";
   if (!scenario.lab.sorting) scenario.lab.text.path = find_data_path(scenario.lab.text.path);
   StudyOptions options = arguments.options;
@@ -109,7 +120,11 @@ void run_spike(SpikeArguments& arguments, Context& context) {
   if (arguments.show.empty()) {
     record = train(arguments, context);
   } else {
-    record = read_run_record(arguments.show);
+    if (!arguments.options.runs.empty() || arguments.options.steps > 0 || arguments.seed)
+      throw InputError("--runs, --steps and --seed are of a training, --show shows a whole record");
+    const std::string partial = partial_run_record(arguments.show);
+    const bool is_unfinished = !std::filesystem::exists(arguments.show) && std::filesystem::exists(partial);
+    record = read_run_record(is_unfinished ? partial : arguments.show);
     fmt::print("{}", render_runs(record));
   }
   if (arguments.judge) context.exit_code = judge(record, limits);
@@ -130,11 +145,15 @@ void add_spike_command(CLI::App& app, Context& context) {
   command->add_option("--runs", arguments->options.runs, "Runs of the scenario, by commas (default: all)")
       ->delimiter(',')
       ->allow_extra_args(false);
-  command->add_option("--steps", arguments->options.steps, "Steps of each run at most (0: the scenario's)")
+  command
+      ->add_option("--steps", arguments->options.steps,
+                   "Steps of each run at most (0: the scenario's); the start is trained whole")
       ->capture_default_str()
       ->check(CLI::Range(0, 1'000'000'000));
-  command->add_option("--seed", arguments->seed,
-                      "Of the weights, the data and the sampling (default: the scenario's)");
+  command
+      ->add_option("--seed", arguments->seed,
+                   "Of the weights, the data and the sampling (default: the scenario's)")
+      ->check(CLI::Range(0, 1'000'000'000));
   command->add_flag("--resume", arguments->options.resume, "Go on with a training that was interrupted");
   CLI::Option* gate = command->add_option("--gate", arguments->gate,
                                           "Judge the runs: a file of limits or the name of a shipped one");
