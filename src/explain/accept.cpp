@@ -179,11 +179,13 @@ bool Engine::accept_fact(std::size_t cell) {
   CellState& cs = state_.cells()[cell];
   if (cs.fact) return false;
   const Prediction base = state_.predicted_base(cs);
-  // A buffer may hold the numbers of another one.
+  // A buffer may hold the numbers of another one. Where both should be the same, as of batch entries that are alike, that says
+  // nothing.
   std::vector<OtherCell> others;
   for (std::size_t i = 0; i < state_.cells().size(); ++i) {
     const Cell& other = state_.cells()[i].cell;
-    if (i == cell || other.got.size() != cs.cell.got.size() || cs.cell.got.size() < 2) continue;
+    if (i == cell || cs.cell.got.size() < 2 || other.got != cs.cell.got) continue;
+    if (state_.predicted_base(state_.cells()[i]).value == base.value) continue;
     others.push_back(
         {fmt::format("{} of head {}{}", text(other.tensor), other.head,
                      other.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.batch)),

@@ -2,6 +2,7 @@
 // Scopes, two mistakes at once, what an input cannot show. That every fault is named is tests/calibrate/'s.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
@@ -80,6 +81,20 @@ TEST(Explain, SaysWhichRowsAndTensorsAreConcerned) {
   EXPECT_EQ(findings[0].tensors, std::vector<TensorName>{TensorName::kOut});
   EXPECT_EQ(findings[0].first_row, kFirst) << text_of(findings);
   EXPECT_EQ(findings[0].end_row, 150);
+}
+
+// Rollouts of one prompt may be the same: what they share is no buffer used twice.
+TEST(Explain, BatchEntriesThatAreAlikeHoldTheSame) {
+  Case c = generated("b2 hq2 hkv1 sq40 sk40 d64 bf16 causal seed=11");
+  for (Tensor* t : {&c.q, &c.k, &c.v, &c.dout})
+    std::memcpy(t->data() + t->bytes() / 2, t->data(), t->bytes() / 2);
+  Outputs rough = find_path("sink_kernel", c).run(c, {}).outputs;
+  const std::int64_t of_entry = rough.lse.size() / 2;
+  for (std::int64_t i = 0; i < rough.lse.size(); ++i)
+    rough.lse.set(i, rough.lse.at(i) + 1e-3 * static_cast<double>(i % of_entry % 7));
+  c.recorded["rough"] = rough;
+  const std::vector<Finding> findings = explained(c, "recorded.rough").explanation.findings;
+  for (const Finding& finding : findings) EXPECT_FALSE(names(finding, "stale")) << text_of(findings);
 }
 
 TEST(Explain, FindsTwoMistakesAtOnce) {
