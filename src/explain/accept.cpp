@@ -179,19 +179,20 @@ bool Engine::accept_fact(std::size_t cell) {
   CellState& cs = state_.cells()[cell];
   if (cs.fact) return false;
   const Prediction base = state_.predicted_base(cs);
-  // A buffer may hold the numbers of another one. Where both should be the same, as of batch entries that are alike, that says
-  // nothing.
-  std::vector<OtherCell> others;
-  for (std::size_t i = 0; i < state_.cells().size(); ++i) {
-    const Cell& other = state_.cells()[i].cell;
-    if (i == cell || cs.cell.got.size() < 2 || other.got != cs.cell.got) continue;
-    if (state_.predicted_base(state_.cells()[i]).value == base.value) continue;
-    others.push_back(
-        {fmt::format("{} of head {}{}", text(other.tensor), other.head,
-                     other.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.batch)),
-         &other});
-  }
-  std::optional<Fact> fact = find_fact(cs.cell, base, cs.limits, others);
+  // A buffer may hold the numbers of another one. Where both should be the same, as of batch entries that are alike, that
+  // says nothing.
+  const auto holder = [&]() -> std::string {
+    if (cs.cell.got.size() < 2) return "";
+    for (const CellState& other : state_.cells()) {
+      if (&other == &cs || other.cell.got != cs.cell.got) continue;
+      if (state_.predicted_base(other).value == base.value) continue;
+      return fmt::format(
+          "{} of head {}{}", text(other.cell.tensor), other.cell.head,
+          other.cell.batch == cs.cell.batch ? "" : fmt::format(" of batch entry {}", other.cell.batch));
+    }
+    return "";
+  };
+  std::optional<Fact> fact = find_fact(cs.cell, base, cs.limits, holder);
   if (!fact) return false;
   const Cause& cause = find_cause(fact->cause);
   if (std::find(options_.withheld.begin(), options_.withheld.end(), cause.id) != options_.withheld.end())

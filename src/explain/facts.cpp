@@ -49,7 +49,7 @@ Prediction doubled(const Cell& cell, const Prediction& base, Range rows) {
 }  // namespace
 
 std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const CellLimits& limits,
-                              const std::vector<OtherCell>& others) {
+                              const std::function<std::string()>& holder) {
   const Range rows = wrong_rows(row_fits(cell, base, limits));
   if (rows.size() <= 0 || cell.tensor == TensorName::kDsinks)
     return std::nullopt;  // one number shows nothing
@@ -58,11 +58,9 @@ std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const Ce
   if (is_blank(cell, rows)) return Fact{"rows_missing", rows, "", with_blank(cell, base, rows)};
   Prediction twice = doubled(cell, base, rows);
   if (fit(cell, twice, limits).fits) return Fact{"rows_twice", rows, "", std::move(twice)};
-  for (const OtherCell& other : others) {
-    if (other.cell->got == cell.got)
-      return Fact{"stale", {0, cell.rows.size()}, "holds " + other.name, {cell.got, base.sigma}};
-  }
-  return std::nullopt;
+  const std::string same = holder();
+  if (same.empty()) return std::nullopt;
+  return Fact{"stale", {0, cell.rows.size()}, "holds " + same, {cell.got, base.sigma}};
 }
 
 }  // namespace sinkscope

@@ -3,9 +3,9 @@
 // head's numbers.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "src/explain/cells.hpp"
 
@@ -19,14 +19,9 @@ struct Fact {
   Prediction expected;
 };
 
-// Other cells of as many elements, by name ("out of head 3"), for stale.
-struct OtherCell {
-  std::string name;
-  const Cell* cell;
-};
-
-// The fact that explains a cell which should be `base`, or nothing.
+// The fact that explains a cell which should be `base`, or nothing. `holder`, asked last, names another cell that holds the same
+// numbers and should not ("out of head 3"), for stale; empty: there is none.
 std::optional<Fact> find_fact(const Cell& cell, const Prediction& base, const CellLimits& limits,
-                              const std::vector<OtherCell>& others);
+                              const std::function<std::string()>& holder);
 
 }  // namespace sinkscope
