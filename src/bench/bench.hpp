@@ -82,6 +82,9 @@ std::string training_table(const nlohmann::json& figures);
 // The machine and the libraries, as a record has them.
 nlohmann::json machine_json(int threads);
 
+// What a call takes by the host's clock.
+double seconds_of(const std::function<void()>& body);
+
 // median, q1, q3 (quartiles), min, max and rounds of repeats, of which there must be one.
 nlohmann::json spread_of(std::vector<double> values);
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <map>
 
 #include "src/bench/bench.hpp"
@@ -32,10 +31,9 @@ nlohmann::json bench_kernel_on_cpu(const BenchOptions& options, const BenchProgr
           continue;
         }
         if (progress) progress(name, (round + 1.0) / (options.rounds + 1));
-        const auto start = std::chrono::steady_clock::now();
-        backends[name] = path.run(c, {options.threads, true}).backend;
-        const double elapsed =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double elapsed = seconds_of([&] {
+          backends[name] = path.run(c, {options.threads, true}).backend;
+        });
         if (round >= 0) seconds[name].push_back(elapsed);
       }
     }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <sys/resource.h>
 #include <thread>
 
@@ -20,12 +19,6 @@ constexpr int kGemmCount = 4;
 // (two), dk (two), dv.
 constexpr int kProducts = 6;
 constexpr int kSigmaProducts = 8;
-
-double seconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // One case widened once, so that only the reference is timed.
 struct WidenedCase {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 
 #include "fmt/format.h"
@@ -18,6 +19,12 @@ double quantile(const std::vector<double>& sorted, double share) {
 }
 
 }  // namespace
+
+double seconds_of(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 nlohmann::json spread_of(std::vector<double> values) {
   if (values.empty()) throw std::invalid_argument("the spread of 0 values, wanted 1 at least");

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a step of the spike lab costs through each attention of a scenario, and what the record of it adds.
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -23,13 +22,6 @@ namespace fs = std::filesystem;
 
 constexpr int kWarmUpRounds = 3;
 constexpr int kRepeats = 3;  // of what is timed alone, after the rounds
-constexpr std::int64_t kUsualObserveEvery = 5;
-
-double milliseconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-}
 
 double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -71,7 +63,7 @@ class Recorder {
   Recorder(const Scenario& scenario, const RunPlan& plan)
       : shape_(shape_of(scenario.lab.model)),
         observe_every_(scenario.watching.observe_every > 0 ? scenario.watching.observe_every
-                                                           : kUsualObserveEvery) {
+                                                           : Watching{}.observe_every) {
     TrainingRun run;
     run.name = plan.name;
     run.training_path = plan.phases.back().settings.training_path;
@@ -118,7 +110,7 @@ struct Contestant {
 
   void take_turn(bool counts) {
     settings.observe = recorder && recorder->observes(lab->step());
-    const double taken = milliseconds_of([&] { take_step(); });
+    const double taken = 1e3 * seconds_of([&] { take_step(); });
     if (!counts) return;
     ms.push_back(taken);
     observed += settings.observe ? 1 : 0;
@@ -186,7 +178,7 @@ nlohmann::json price_of_recording(const Contestant& recorded, const Contestant& 
 nlohmann::json cost_of(const std::function<void()>& body, double ms_of_step) {
   std::vector<double> ms;
   ms.reserve(kRepeats);
-  for (int repeat = 0; repeat < kRepeats; ++repeat) ms.push_back(milliseconds_of(body));
+  for (int repeat = 0; repeat < kRepeats; ++repeat) ms.push_back(1e3 * seconds_of(body));
   const nlohmann::json spread = spread_of(ms);
   return {{"ms", spread}, {"steps", spread["median"].get<double>() / ms_of_step}, {"unavailable", ""}};
 }

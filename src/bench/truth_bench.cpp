@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "src/bench/bench.hpp"
@@ -92,9 +91,8 @@ nlohmann::json bench_truth_cuda(const BenchOptions& options, const BenchProgress
   if (progress) progress("inputs", 0);
   const Case c = generate_case(parse_problem(kLongLine), "bench", options.threads);
   if (progress) progress("truth", 0.1);
-  const auto start = std::chrono::steady_clock::now();
-  const Truth truth = torch.cuda_truth(c);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Truth truth;
+  const double seconds = seconds_of([&] { truth = torch.cuda_truth(c); });
   nlohmann::json result = {{"problem", kLongLine},
                            {"seconds", seconds},
                            {"device_peak_gib", static_cast<double>(torch.cuda_peak_bytes()) / (1 << 30)},

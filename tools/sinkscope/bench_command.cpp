@@ -10,6 +10,7 @@
 #include "src/torch/module.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/data_files.hpp"
+#include "tools/sinkscope/lab_scenario.hpp"
 #include "tools/sinkscope/progress.hpp"
 
 namespace sinkscope::cli {
@@ -75,12 +76,8 @@ Scenario scenario_of(const Arguments& arguments) {
   if (arguments.device == "cuda" && !no_gpu.empty()) throw EnvironmentError(no_gpu);
   const bool cuda = arguments.device != "cpu" && no_gpu.empty();
   const std::string usual = cuda ? kScenarioOnGpu : kScenarioOnCpu;
-  Scenario scenario =
-      read_scenario(find_scenario(arguments.subjects.empty() ? usual : arguments.subjects.front()));
-  scenario.lab.cuda = cuda;
-  scenario.lab.threads = arguments.threads;
-  if (!scenario.lab.sorting) scenario.lab.text.path = find_data_path(scenario.lab.text.path);
-  return scenario;
+  return scenario_for(arguments.subjects.empty() ? usual : arguments.subjects.front(), cuda,
+                      arguments.threads);
 }
 
 void run_training(const Arguments& arguments, const Context& context, const BenchProgress& progress,

@@ -18,6 +18,7 @@
 #include "src/torch/module.hpp"
 #include "tools/sinkscope/commands.hpp"
 #include "tools/sinkscope/data_files.hpp"
+#include "tools/sinkscope/lab_scenario.hpp"
 #include "tools/sinkscope/progress.hpp"
 
 namespace sinkscope::cli {
@@ -79,12 +80,9 @@ void check_paths(const Scenario& scenario) {
 
 RunRecord train(SpikeArguments& arguments, const Context& context) {
   if (const std::string reason = lab::why_no_lab(); !reason.empty()) throw EnvironmentError(reason);
-  Scenario scenario = read_scenario(find_scenario(arguments.scenario));
+  Scenario scenario = scenario_for(arguments.scenario, arguments.device == "cuda", arguments.threads);
   check_paths(scenario);  // not after hours
-  scenario.lab.threads = arguments.threads;
   if (arguments.seed) scenario.lab.model.seed = static_cast<std::uint64_t>(*arguments.seed);
-  scenario.lab.cuda = arguments.device == "cuda";
-  if (!scenario.lab.sorting) scenario.lab.text.path = find_data_path(scenario.lab.text.path);
   StudyOptions options = arguments.options;
   if (options.output.empty()) options.output = scenario.name + ".h5";
   options.gate = read_gate(find_gate("default"));
